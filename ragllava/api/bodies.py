@@ -26,11 +26,16 @@ _MAX_FIELDS = 40
 _MAX_FIELD_BYTES = 64 * 2**10
 
 
-async def read_query(request: Request, route: Endpoint) -> Query:
-    """The query as its model; a name that is repeated, or ends with [], is a list. Raises ValidationError."""
+async def read_query(request: Request, route: Endpoint, *, is_form: bool = False) -> Query:
+    """The query as its model; a name that is repeated, or ends with [], is a list. Raises ValidationError.
+
+    With `is_form`, a browser has made it of a form: an empty field was not filled in.
+    """
     values: dict[str, Any] = {}
     for name in request.query_params:
-        given = request.query_params.getlist(name)
+        given = [value for value in request.query_params.getlist(name) if value or not is_form]
+        if not given:
+            continue
         is_list = len(given) > 1 or name.endswith("[]")
         values[name.removesuffix("[]")] = given if is_list else given[0]
     return route.query.model_validate(values)

@@ -127,11 +127,12 @@ class Call(Generic[Q, B]):
 
 
 Handler = Callable[[Call[Any, Any]], Any | Awaitable[Any]]
+H = TypeVar("H", bound=Callable[[Any], Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What a route of the API and a page of the console have in common: how a request to it is read, and who may send it.
+    """What a route of the API and a page of the console have in common: how a request is read, and who may send it.
 
     `needs` is the least role that may call it; None: anybody, without a key. `upload` is the limit of a multipart body
     in bytes; its fields are those of `body`. `archive_in` says which part of the request names an archive or what
@@ -189,24 +190,24 @@ class Routes:
     tag: str
     listed: list[Route] = field(default_factory=list)
 
-    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """A decorator of handlers; `declared` are the other fields of Route."""
 
-        def declare(handler: Handler) -> Handler:
+        def declare(handler: H) -> H:
             self.listed.append(Route(method, path, handler, needs, tag=self.tag, **declared))
             return handler
 
         return declare
 
-    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("GET", path, needs=needs, **declared)
 
-    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("POST", path, needs=needs, **declared)
 
-    def delete(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def delete(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("DELETE", path, needs=needs, **declared)
 

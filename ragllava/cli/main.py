@@ -35,7 +35,12 @@ COMMANDS = {
     "index": ("ragllava.cli.indexes", "index", "list, show, switch and drop the indexes of archives"),
     "watch": ("ragllava.cli.watch", "watch", "keep an archive equal to a folder, until Ctrl-C"),
     "receiver": ("ragllava.cli.receiver", "receiver", "take events of buckets over HTTP"),
-    "serve": ("ragllava.cli.serve", "serve", "serve the HTTP API, which OpenAI's and other clients speak"),
+    "serve": (
+        "ragllava.cli.serve",
+        "serve",
+        "serve the HTTP API, which OpenAI's and other clients speak, and the console",
+    ),
+    "console": ("ragllava.cli.console", "console", "print a link that signs in to the console"),
     "keys": ("ragllava.cli.keys", "keys", "keys of the HTTP API: create, list, revoke"),
     "submit": ("ragllava.cli.questions", "submit", "queue a file of questions"),
     "ask": ("ragllava.cli.questions", "ask", "ask one question now"),

@@ -37,7 +37,7 @@ def serve(host: str, port: int) -> None:
     configure_logging()
     with Client(load_settings(), name="ragllava serve", pool_size=POOL, for_tenants=True) as client:
         _require_keys_beyond_loopback(client, host)
-        log.info(f"serves the HTTP API at {host}:{port}", extra={"action": "api_started"})
+        log.info(f"serves the HTTP API and the console at {host}:{port}", extra={"action": "api_started"})
         uvicorn.Server(api_server_config(make_site(client), host, port)).run()
 
 

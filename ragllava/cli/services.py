@@ -14,6 +14,7 @@ from typing import Any
 from rich.table import Table
 
 import migrations
+from ragllava.cli.console import base_url
 from ragllava.cli.options import Problem, as_time, make_table
 from ragllava.client import Client, Fault, HeldRemoval, JobView, WorkerView
 from ragllava.errors import RagllavaError, ServiceUnavailable
@@ -51,6 +52,8 @@ def up(settings: Settings, worker_specs: SpecsOf, echo: Echo) -> None:
     with on_stop_signals(stop.set), running_system(settings, worker_specs, echo, stop) as system:
         if not stop.is_set():
             echo(f"everything runs from {system.services.home.root}; Ctrl-C stops it")
+            if system.settings.api_database() is not None:
+                echo(f"the console is at {base_url(system.settings)}/console; `ragllava console` prints a link to it")
         while not stop.wait(_CHECK_S):
             for line in system.services.revive() + system.fleet.check():
                 echo(line)

@@ -35,6 +35,7 @@ from ragllava.jobs.queues import QueueView
 from ragllava.jobs.states import JobState
 from ragllava.records import (
     AnswerOptions,
+    Depth,
     FoundImage,
     JobKind,
     NoisyReason,
@@ -109,6 +110,7 @@ __all__ = [
     "Client",
     "Columns",
     "Comparison",
+    "Depth",
     "Document",
     "ErasureView",
     "Estimate",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ragllava.client.connections import Connections, Namespace, forwarded
+from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.system import System
 from ragllava.errors import RagllavaError
 from ragllava.jobs.queues import QueueView, list_queues
@@ -51,8 +51,8 @@ class Health(Namespace):
 
     def _services(self) -> Iterator[Check]:
         connections = self._connections
-        yield _asked("PostgreSQL", lambda: self._system.last_tick_age_s(), "postgresql")
-        yield _asked("Redis", lambda: _waiting(connections), "redis")
+        yield _asked("PostgreSQL", self._system.last_tick_age_s, "postgresql")
+        yield _asked("Redis", self._system.waiting_messages, "redis")
         yield _asked("Object store", lambda: connections.objects.exists("health"), "object-store")
 
     @property
@@ -64,9 +64,9 @@ class Health(Namespace):
         age_s = self._system.last_tick_age_s()
         latest_s = _SILENT_TICKS * settings.tick_s + _TICK_GRACE_S
         if age_s is None or abs(age_s) > latest_s:
-            when = "never" if age_s is None else f"{age_s:,.0f} s ago"
+            value = "no tick has ended yet" if age_s is None else f"the last tick ended {age_s:,.0f} s ago"
             advice = "Start the maintenance worker, or look into its log: without ticks nothing that is due begins."
-            yield Check("Maintenance", Severity.BAD, f"the last tick ended {when}", advice, "workers")
+            yield Check("Maintenance", Severity.BAD, value, advice, "workers")
         else:
             yield Check("Maintenance", Severity.GOOD, f"ticked {age_s:.0f} s ago")
         alive = [worker for worker in workers if worker.age_s < latest_s]
@@ -89,12 +89,6 @@ class Health(Namespace):
         if usage.free < _SMALLEST_FREE_BYTES:
             return Check("Disk", Severity.BAD, value, "Free some, or set RAGLLAVA_HOME to another disk.", "disk")
         return Check("Disk", Severity.GOOD, value)
-
-
-def _waiting(connections: Connections) -> int:
-    from workers.app import waiting_messages
-
-    return sum(waiting_messages(connections.settings).values())
 
 
 def _asked(name: str, ask: Callable[[], object], page: str) -> Check:

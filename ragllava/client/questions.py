@@ -54,7 +54,7 @@ class SavedResults:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds that a job may take from its start, at the pace of the last `jobs` of its archive. Others may go first."""
+    """Seconds that a job may take from its start, at the pace of the last `jobs` of its archive."""
 
     low_s: float
     expected_s: float

@@ -28,6 +28,8 @@ class Schedules(Namespace):
     pause = forwarded(schedules.pause)
     resume = forwarded(schedules.resume)
     remove = forwarded(schedules.remove)
+    change = forwarded(schedules.change)
+    runs = forwarded(schedules.runs_of)
 
     def run(self, name: str) -> Fired:
         """Start the job of a schedule now, also of a paused one; its next due time stays.

@@ -41,6 +41,12 @@ class System(Namespace):
     last_tick_age_s = forwarded(_last_tick_age_s)
     erasures = forwarded(list_erasures)
 
+    def waiting_messages(self) -> dict[str, int]:
+        """How many messages wait in each queue of Redis. Raises ServiceUnavailable."""
+        from workers.app import waiting_messages
+
+        return waiting_messages(self._connections.settings)
+
     def profile_problem(self) -> str | None:
         """One sentence if workers that are ready run another profile than these settings name, else None.
 
@@ -67,7 +73,6 @@ class System(Namespace):
         the check and how far it is. Raises ServiceUnavailable when Postgres, Redis or the object store is away.
         """
         import migrations
-        from workers.app import waiting_messages
 
         connections = self._connections
         differences = migrations.differences(connections.settings.require_database())
@@ -75,7 +80,7 @@ class System(Namespace):
             problem = f"{len(differences)} things differ from this version's tables; run `ragllava migrate`"
             yield Checked("tables", "of another version", problem)
             return
-        waiting = waiting_messages(connections.settings)
+        waiting = self.waiting_messages()
         yield from inspect(
             Inspector(connections.engine, connections.settings, connections.objects, waiting, on_progress)
         )

@@ -20,8 +20,8 @@ status, a Done that leads to a page with a message, or a Response. Plain functio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 from starlette.datastructures import UploadFile
 
@@ -30,10 +30,11 @@ from ragllava.client import AccessRole, Principal
 
 Q = TypeVar("Q", bound=Query)
 B = TypeVar("B", bound=Body)
+NewBody = TypeVar("NewBody", bound=Body)
 
 ROOT = "/console"
 Context = Mapping[str, Any]
-Handler = Callable[[Any], Any]
+H = TypeVar("H", bound=Callable[[Any], Any])
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Visit(Call[Q, B]):
         """Whether htmx asks for a part of a page, which it puts into the one that is shown."""
         headers = self.request.headers
         return headers.get("hx-request") == "true" and headers.get("hx-boosted") != "true"
+
+    def with_body(self, body: NewBody) -> Visit[Q, NewBody]:
+        """The same visit with the body that a handler of the API takes."""
+        return cast("Visit[Q, NewBody]", replace(self, body=cast("B", body)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,8 @@ class Page(Endpoint):
     """One page, a part of one, or a change that a form asks for.
 
     `menu` is its name in the navigation, None: it is not there. `section` is that of its module: the navigation marks
-    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures do not.
+    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures do not. `is_change`:
+    whether a form changes what others see, and so is noted in the audit.
     """
 
     section: str = ""
@@ -87,6 +93,7 @@ class Page(Endpoint):
     title: str = ""
     menu: str | None = None
     is_counted: bool = True
+    is_change: bool = True
 
     def may_be_used_by(self, principal: Principal) -> bool:
         """Whether a role may see the page at all; which rows it sees is another question."""
@@ -102,19 +109,19 @@ class Pages:
     section: str
     listed: list[Page] = field(default_factory=list)
 
-    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """A decorator of handlers; `declared` are the other fields of Page."""
 
-        def declare(handler: Handler) -> Handler:
+        def declare(handler: H) -> H:
             self.listed.append(Page(method, path, handler, needs, section=self.section, **declared))
             return handler
 
         return declare
 
-    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("GET", path, needs=needs, **declared)
 
-    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("POST", path, needs=needs, **declared)

@@ -70,8 +70,9 @@ class ConsoleServer:
                     response = await self._visit(request, page, principal, secret)
             except Exception as error:  # noqa: BLE001 - the one place where errors become pages
                 response = self.failed(request, error, page, principal, secret)
-            with acting(principal.scope):
-                await self._server.audit(request, page, principal, response.status_code)
+            if page.is_change:
+                with acting(principal.scope):
+                    await self._server.audit(request, page, principal, response.status_code)
             return _guarded(response)
 
         return run
@@ -86,7 +87,7 @@ class ConsoleServer:
         return NOBODY, None
 
     async def _visit(self, request: Request, page: Page, principal: Principal, secret: str | None) -> Response:
-        query = await read_query(request, page)
+        query = await read_query(request, page, is_form=True)
         fields, files = await _read_fields(request, page)
         try:
             if page.method not in _SAFE_METHODS and page.needs is not None:
@@ -176,7 +177,7 @@ def _guarded(response: Response) -> Response:
 
 
 def _require_own_origin(request: Request) -> None:
-    """Raises AccessDenied for a change that another site asks for, or a client that does not say where it comes from."""
+    """Raises AccessDenied for a change that another site asks for, or a client that does not say where it is."""
     origin = request.headers.get("origin")
     if origin is not None:
         is_own = urlsplit(origin).netloc == request.headers.get("host")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -38,6 +38,7 @@ def environment() -> Environment:
         "duration": duration,
         "size": size,
         "words": words,
+        "commands": commands,
     }
     return made
 
@@ -105,6 +106,16 @@ def size(size_bytes: float) -> str:
             return f"{size_bytes:,.0f} {unit}" if unit == "bytes" else f"{size_bytes:,.1f} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:,.1f} TiB"
+
+
+def commands(sentence: str) -> Markup:
+    """A sentence of this program, in which what stands between backticks is something to type."""
+    parts = [Markup("<code>{}</code>").format(part) if odd else escape(part) for odd, part in _alternating(sentence)]
+    return Markup("").join(parts)
+
+
+def _alternating(sentence: str) -> Iterator[tuple[int, str]]:
+    return ((number % 2, part) for number, part in enumerate(sentence.split("`")))
 
 
 def words(name: object) -> str:

@@ -54,7 +54,7 @@ def open_browser() -> Iterator[Browser]:
 
 @dataclass
 class Visitor:
-    """A page of a browser that has cookies of its own, and what went wrong in it. `expects` are errors that are meant."""
+    """A page of a browser that has cookies of its own, and what went wrong in it. `expects`: what is meant to."""
 
     page: Page
     context: BrowserContext

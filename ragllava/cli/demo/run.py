@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from ragllava.cli.console import base_url, job_path
 from ragllava.cli.options import as_answer_options, make_table, package_versions
 from ragllava.evaluation.metrics import JobFigures, is_right, score_job
 from ragllava.json_records import rounded, write_json_lines
@@ -46,6 +47,7 @@ class Demo:
     domain: Domain | None = None
     side: Callable[[str], bool] | None = None
     top_k: int | None = None
+    console_note: str = ""  # what has to be done first
 
     @property
     def name(self) -> str:
@@ -79,6 +81,8 @@ class Demo:
         with self.timed("report"):
             client.questions.save_report(job.job_id, report, answers, figures, replace_any=True)
         self.console.print(f"report: {report.absolute()}, open it in a browser")
+        self.console.print(f"console: {base_url(client.settings)}{job_path(job.job_id)}", soft_wrap=True)
+        self.console.print(f"         sign in by the link of `ragllava console --job {job.job_id}`{self.console_note}")
         return {
             "seed": self.seed,
             "images": ingested.progress.total,

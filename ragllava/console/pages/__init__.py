@@ -7,6 +7,7 @@ from ragllava.console.pages import (
     archives,
     ask,
     audit,
+    help,
     jobs,
     keys,
     learning,
@@ -16,6 +17,7 @@ from ragllava.console.pages import (
     review,
     schedules,
     sign_in,
+    submit,
 )
 
 ALL_PAGES: tuple[Page, ...] = (
@@ -24,6 +26,7 @@ ALL_PAGES: tuple[Page, ...] = (
     *ask.pages.listed,
     *archives.pages.listed,
     *pictures.pages.listed,
+    *submit.pages.listed,
     *jobs.pages.listed,
     *review.pages.listed,
     *learning.pages.listed,
@@ -31,4 +34,5 @@ ALL_PAGES: tuple[Page, ...] = (
     *maintenance.pages.listed,
     *keys.pages.listed,
     *audit.pages.listed,
+    *help.pages.listed,
 )

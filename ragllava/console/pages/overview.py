@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from ragllava.api.route import NoBody, NoQuery
-from ragllava.client import AccessRole
+from ragllava.client import AccessRole, JobState, Principal, Severity
 from ragllava.console.page import ROOT, Context, Pages, Visit
+from ragllava.console.pages.jobs import job_lines
 
 pages = Pages("Overview")
+
+_OPEN_JOBS = 20
+_FAILED_JOBS = 5
 
 
 @pages.get(ROOT, needs=AccessRole.READ, template="overview.html", title="Overview", menu="Overview")
 def show_overview(visit: Visit[NoQuery, NoBody]) -> Context:
     """What runs, and whether it is well."""
-    return {"jobs": visit.client.jobs.list(only_open=True, limit=20)}
+    return _state(visit)
+
+
+@pages.get(f"{ROOT}/overview/state", needs=AccessRole.READ, template="_overview.html")
+def show_state(visit: Visit[NoQuery, NoBody]) -> Context:
+    """The part of the overview that changes by itself."""
+    return _state(visit)
+
+
+def _state(visit: Visit[NoQuery, NoBody]) -> Context:
+    client = visit.client
+    failed = [
+        job
+        for state in (JobState.FAILED, JobState.COMPLETED_WITH_ERRORS)
+        for job in client.jobs.list(limit=_FAILED_JOBS, state=state)
+    ]
+    sees_system = _sees_system(visit.principal)
+    checks = client.health.checks() if sees_system else []
+    return {
+        "jobs": job_lines(client.jobs.list(only_open=True, limit=_OPEN_JOBS)),
+        "failed": sorted(failed, key=lambda job: -job.job_id)[:_FAILED_JOBS],
+        "queues": client.health.queues(),
+        "sees_system": sees_system,
+        "checks": sorted(checks, key=lambda check: -list(Severity).index(check.severity)),
+        "troubles": [check for check in checks if check.severity is not Severity.GOOD],
+        "is_bad": any(check.severity is Severity.BAD for check in checks),
+        "workers": client.system.workers() if sees_system else [],
+        "at": datetime.now(UTC),
+    }
+
+
+def _sees_system(principal: Principal) -> bool:
+    return principal.role is AccessRole.ADMIN and principal.archives is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 from starlette.responses import RedirectResponse, Response
@@ -25,7 +25,7 @@ OwnPath = Annotated[
 class SignInQuery(Query):
     """Where to go afterwards."""
 
-    next: str = ROOT
+    next: OwnPath = ROOT
 
 
 class SignInForm(Body):
@@ -63,15 +63,15 @@ def sign_in(visit: Visit[NoQuery, SignInForm]) -> Response | Shown:
     return _enter(visit, secret, visit.body.next)
 
 
-@pages.get(f"{SIGN_IN}/{{link}}", needs=None, template="sign_in.html", title="Sign in")
-def follow_link(visit: Visit[NoQuery, NoBody]) -> Response | Shown:
+@pages.get(f"{SIGN_IN}/{{link}}", needs=None, query=SignInQuery, template="sign_in.html", title="Sign in")
+def follow_link(visit: Visit[SignInQuery, NoBody]) -> Response | Shown:
     """Sign in by a link that `ragllava console` has printed; it works once."""
     try:
         secret, _ = visit.client.access.sign_in_by_link(visit.path("link"))
     except NotAuthenticated as error:
         context = {"next": ROOT, "problem": str(error), "takes_tokens": visit.settings.oidc_issuer is not None}
         return Shown(context, status=401)
-    return _enter(visit, secret, ROOT)
+    return _enter(visit, secret, visit.query.next)
 
 
 @pages.post(f"{ROOT}/sign-out", needs=AccessRole.READ)
@@ -84,7 +84,7 @@ def sign_out(visit: Visit[NoQuery, NoBody]) -> Response:
     return response
 
 
-@pages.post(f"{ROOT}/theme", needs=None, body=ThemeForm)
+@pages.post(f"{ROOT}/theme", needs=None, body=ThemeForm, is_change=False)
 def choose_theme(visit: Visit[NoQuery, ThemeForm]) -> Response:
     """Light, dark, or as the system is."""
     response = RedirectResponse(visit.body.next, 303)
@@ -92,7 +92,7 @@ def choose_theme(visit: Visit[NoQuery, ThemeForm]) -> Response:
     return response
 
 
-def _enter(visit: Visit[NoQuery, SignInForm] | Visit[NoQuery, NoBody], secret: str, to: str) -> Response:
+def _enter(visit: Visit[Any, Any], secret: str, to: str) -> Response:
     response = RedirectResponse(to, 303)
     cookies.set_cookie(visit.request, response, cookies.SIGN_IN, secret)
     return response

@@ -41,6 +41,15 @@
     input.dispatchEvent(new Event("change", { bubbles: true }));
   });
 
+  // What can be scrolled can be scrolled by keyboard, too.
+  const reach = () => document.querySelectorAll(".scroll").forEach((part) => {
+    if (part.scrollWidth > part.clientWidth || part.scrollHeight > part.clientHeight) part.tabIndex = 0;
+    else part.removeAttribute("tabindex");
+  });
+  window.addEventListener("resize", reach);
+  document.addEventListener("htmx:afterSettle", reach);
+  reach();
+
   // The navigation is folded on narrow screens.
   const menu = document.querySelector("details.menu");
   const narrow = window.matchMedia("(max-width: 60rem)");

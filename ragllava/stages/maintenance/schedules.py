@@ -26,7 +26,7 @@ from ragllava.settings import Settings
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import schedules
-from ragllava.stores.maintenance.schedules import ScheduleView
+from ragllava.stores.maintenance.schedules import RunView, ScheduleView
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +151,20 @@ def resume(connection: Connection, name: str) -> ScheduleView:
         schedules.set_next_due(connection, schedule.schedule_id, next_due)
         schedules.set_paused(connection, schedule.schedule_id, False)
     return schedules.lock_schedule(connection, name)
+
+
+def change(connection: Connection, name: str, cron: str, timezone: str) -> ScheduleView:
+    """Let a schedule fire at other times. Raises UsageError for an unknown name, a wrong cron line or time zone."""
+    schedule = schedules.lock_schedule(connection, name)
+    next_due = first_due_after(cron, timezone, schedules.database_now(connection))
+    schedules.set_cron(connection, schedule.schedule_id, cron, timezone, next_due)
+    return schedules.lock_schedule(connection, name)
+
+
+def runs_of(connection: Connection, name: str, limit: int = 50) -> tuple[ScheduleView, list[RunView]]:
+    """A schedule and its last runs, the newest first. Raises UsageError for an unknown name."""
+    schedule = schedules.find_schedule(connection, name)
+    return schedule, schedules.list_runs(connection, schedule.schedule_id, limit)
 
 
 def remove(connection: Connection, name: str) -> None:

@@ -63,10 +63,10 @@ class ResultPage:
 
 def result_page(connection: Connection, job_id: int, query: ResultQuery) -> ResultPage:
     """The next rows of a job that a person looks at."""
-    found = find_rows(connection, job_id, query)
-    rows = list(_as_result_rows(connection, job_id, control.archive_of(connection, job_id), found.rows))
-    waiting = [(row.line, row.question or "") for row, _ in found.rows if row.status is None]
-    return ResultPage(rows, waiting, found.next_after)
+    after = find_rows(connection, job_id, query)
+    rows = list(_as_result_rows(connection, job_id, control.archive_of(connection, job_id), after.rows))
+    waiting = [(row.line, row.question or "") for row, _ in after.rows if row.status is None]
+    return ResultPage(rows, waiting, after.next_after)
 
 
 def _as_result_rows(

@@ -72,7 +72,8 @@ POLICIES: dict[str, str] = {
     "uploads": f"{_SEES_ALL} OR (archives <@ {_IDS} AND cardinality(archives) > 0)",
 }
 
-# Of tables of the whole system, by what a transaction does. Whoever calls is looked up in the keys, and noted in the audit.
+# Of tables of the whole system, by what a transaction does. Whoever calls is looked up in the keys, and noted in the
+# audit.
 COMMAND_POLICIES: dict[str, dict[str, str]] = {
     "api_keys": {"select": "true", "insert": _ADMINISTERS_ALL, "update": _ADMINISTERS_ALL},
     "audit": {"select": _ADMINISTERS_ALL, "insert": "true"},

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, TextClause, select, text
 
 from ragllava.records import Candidate
 from ragllava.stores.jobs.answers import RESULT_COLUMNS, load_candidates
@@ -18,7 +18,7 @@ from ragllava.stores.schema import jobs
 _SEARCHED_AT_ONCE = 10_000  # questions in a statement
 _LEAST_QUESTIONS = 5  # of a job whose pace says anything
 _JOBS_TO_GO_BY = 8
-_SEARCHING_S = 0.2  # after which a page ends, also if it is not full
+_SEARCHING_S = 0.12  # after which a page ends, also if it is not full
 
 
 class ResultFilter(StrEnum):
@@ -44,14 +44,14 @@ class ResultQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundRows:
+class RowsAfter:
     """Rows as `iterate_results` has them. `next_after`: where to go on; None: this was the end."""
 
     rows: list[tuple[Any, tuple[Candidate, ...]]] = field(default_factory=list)
     next_after: int | None = None
 
 
-def find_rows(connection: Connection, job_id: int, query: ResultQuery) -> FoundRows:
+def find_rows(connection: Connection, job_id: int, query: ResultQuery) -> RowsAfter:
     """The next rows, also those that have no outcome yet under `all`."""
     total = int(connection.execute(select(jobs.c.total).where(jobs.c.id == job_id)).scalar_one())
     numbers: list[int] = []
@@ -63,7 +63,7 @@ def find_rows(connection: Connection, job_id: int, query: ResultQuery) -> FoundR
         if time.monotonic() > until:
             break
     last = numbers[-1] if len(numbers) >= query.limit else lo - 1
-    return FoundRows(_rows(connection, job_id, numbers), last if last < total - 1 else None)
+    return RowsAfter(_rows(connection, job_id, numbers), last if last < total - 1 else None)
 
 
 def failures_by_code(connection: Connection, job_id: int) -> dict[str, int]:
@@ -89,34 +89,45 @@ def paces(connection: Connection, archive_id: int) -> list[float]:
     return [float(seconds) for seconds in connection.scalars(query, values)]
 
 
-_NUMBERS = """
-    SELECT q.question_no FROM questions q {answer}
-    WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND {condition}
-    ORDER BY q.question_no LIMIT :limit
+_ALL = """
+    SELECT question_no FROM questions q WHERE job_id = :job_id AND question_no >= :lo AND question_no < :hi
+    ORDER BY question_no LIMIT :limit
 """
-_BEST = """(SELECT max(c.relevance) FROM candidates c WHERE c.job_id = q.job_id AND c.question_no = q.question_no
+# From the answers, which are fewer and narrower than questions with their latest answer.
+_OF_ANSWERS = """
+    SELECT a.question_no FROM answers a {join}
+    WHERE a.job_id = :job_id AND a.question_no >= :lo AND a.question_no < :hi AND {condition} AND NOT EXISTS (
+        SELECT FROM answers b WHERE b.job_id = a.job_id AND b.question_no = a.question_no AND b.run_no > a.run_no)
+    ORDER BY a.question_no LIMIT :limit
+"""
+_BEST = """(SELECT max(c.relevance) FROM candidates c WHERE c.job_id = a.job_id AND c.question_no = a.question_no
             AND c.run_no = a.run_no AND c.evidence_no IS NOT NULL)"""
 _CONDITIONS = {
-    ResultFilter.ALL: "true",
     ResultFilter.ANSWERED: "a.status = 'answered'",
     ResultFilter.NO_EVIDENCE: "a.status = 'no_evidence'",
     ResultFilter.LOW: f"a.status = 'answered' AND {_BEST} < :below",
     ResultFilter.FAILED: "a.status IN ('failed', 'dead') AND (CAST(:code AS text) IS NULL"
     " OR coalesce(a.error_code, a.status) = :code)",
-    ResultFilter.CHANGED: "q.previous IS NOT NULL AND a.status IS NOT NULL"
+    ResultFilter.CHANGED: "q.previous IS NOT NULL"
     " AND (q.previous ->> 'status', q.previous ->> 'answer') IS DISTINCT FROM (a.status, a.text)",
 }
+_QUESTIONS = "JOIN questions q ON q.job_id = a.job_id AND q.question_no = a.question_no"
 
 
 def _numbers(connection: Connection, job_id: int, query: ResultQuery, lo: int, hi: int, limit: int) -> list[int]:
-    answer = "" if query.which is ResultFilter.ALL else LATEST_ANSWER
-    statement = text(_NUMBERS.format(answer=answer, condition=_CONDITIONS[query.which]))
     values: dict[str, Any] = {"job_id": job_id, "lo": lo, "hi": hi, "limit": limit}
     if query.which is ResultFilter.LOW:
         values["below"] = query.below
     if query.which is ResultFilter.FAILED:
         values["code"] = query.code
-    return list(connection.scalars(statement, values))
+    return list(connection.scalars(_statement(query.which), values))
+
+
+def _statement(which: ResultFilter) -> TextClause:
+    if which is ResultFilter.ALL:
+        return text(_ALL)
+    join = _QUESTIONS if which is ResultFilter.CHANGED else ""
+    return text(_OF_ANSWERS.format(join=join, condition=_CONDITIONS[which]))
 
 
 def _rows(connection: Connection, job_id: int, numbers: Sequence[int]) -> list[tuple[Any, tuple[Candidate, ...]]]:

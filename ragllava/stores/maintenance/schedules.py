@@ -59,7 +59,16 @@ def lock_schedule(connection: Connection, name: str) -> ScheduleView:
 
     Raises UsageError that lists the names of all schedules.
     """
-    row = connection.execute(_select().where(schedules.c.name == name).with_for_update(of=schedules)).one_or_none()
+    return _named(connection, name, _select().with_for_update(of=schedules))
+
+
+def find_schedule(connection: Connection, name: str) -> ScheduleView:
+    """The schedule of this name. Raises as `lock_schedule`."""
+    return _named(connection, name, _select())
+
+
+def _named(connection: Connection, name: str, query: Select[Any]) -> ScheduleView:
+    row = connection.execute(query.where(schedules.c.name == name)).one_or_none()
     if row is not None:
         return _views(connection, [row])[0]
     names = connection.scalars(select(schedules.c.name).order_by(schedules.c.name)).all()
@@ -106,6 +115,25 @@ def open_job(connection: Connection, schedule_id: int) -> int | None:
 def set_next_due(connection: Connection, schedule_id: int, next_due: datetime) -> None:
     """Set when the schedule fires next."""
     connection.execute(update(schedules).where(schedules.c.id == schedule_id).values(next_due=next_due))
+
+
+def set_cron(connection: Connection, schedule_id: int, cron: str, timezone: str, next_due: datetime) -> None:
+    """Set when the schedule fires, and when next."""
+    values = {"cron": cron, "timezone": timezone, "next_due": next_due}
+    connection.execute(update(schedules).where(schedules.c.id == schedule_id).values(values))
+
+
+def list_runs(connection: Connection, schedule_id: int, limit: int) -> list[RunView]:
+    """The last runs of a schedule, the newest first."""
+    runs = schedule_runs.c
+    rows = connection.execute(
+        select(schedule_runs, jobs.c.state.label("job_state"))
+        .outerjoin(jobs)
+        .where(runs.schedule_id == schedule_id)
+        .order_by(runs.fired_at.desc(), runs.due_at.desc())
+        .limit(limit)
+    )
+    return [record(RunView, row) for row in rows]
 
 
 def set_paused(connection: Connection, schedule_id: int, paused: bool) -> None:

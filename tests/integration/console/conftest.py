@@ -10,6 +10,7 @@ import pytest
 from ragllava.settings import Settings
 from tests.conftest import own_settings
 from tests.support.api_server import Front, open_front
+from tests.support.archive_places import HOOK
 from tests.support.browser import open_browser
 
 if TYPE_CHECKING:
@@ -26,5 +27,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def front(services: Settings, template_database: str) -> Iterator[Front]:
     """A server with the archives `stamps` and `coins`, whose worker answers `yes`, for all tests of a module."""
-    with own_settings(services, template_database) as own, open_front(own) as front:
-        yield front
+    with own_settings(services, template_database) as given:
+        own = given.model_copy(update={"webhook_hosts": HOOK})
+        with open_front(own) as front:
+            yield front

@@ -8,10 +8,12 @@ import pytest
 from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import ProgrammingError
 
-from ragllava.errors import AccessDenied
+from ragllava.errors import AccessDenied, NotFound
 from ragllava.settings import Settings
+from ragllava.stores.access.keys import AccessRole, NewKey, create_key, find_principal, revoke_key
 from ragllava.stores.access.policies import POLICIES
 from ragllava.stores.access.tenancy import Scope, acting, secure
+from ragllava.stores.access.usage import AuditEntry, add_audit, list_audit
 from ragllava.stores.database import in_transaction, make_engine, read_at_once
 from ragllava.stores.jobs import answers
 from ragllava.stores.schema import metadata, questions
@@ -228,3 +230,26 @@ def test_a_page_of_results_visits_no_more_rows_than_without_policies(api: Engine
     with acting(Scope(frozenset({1}), "x")):
         secured = sum(visited.rows for visited in visited_rows(api, read))
     assert 400 < secured <= 4 * plain
+
+
+def test_only_an_administrator_of_all_archives_makes_keys_and_reads_the_audit(api: Engine) -> None:
+    """Whoever calls is looked up and noted by anybody's transaction."""
+    entry = AuditEntry("x", "POST /x", "/x", 200, "req_x")
+    for scope, may in (
+        (Scope(None, "x", is_admin=True), True),
+        (Scope(None, "x"), False),
+        (Scope(frozenset({1, 2}), "x", is_admin=True), False),
+        (Scope(frozenset(), ""), False),
+    ):
+        with acting(scope):
+            in_transaction(api, add_audit, entry)
+            assert bool(in_transaction(api, list_audit)) is may
+            assert in_transaction(api, find_principal, "rgl_unknown") is None
+            if may:
+                _, view = in_transaction(api, create_key, NewKey("made", AccessRole.READ))
+                in_transaction(api, revoke_key, view.prefix)
+            else:
+                with pytest.raises((AccessDenied, ProgrammingError)):
+                    in_transaction(api, create_key, NewKey("made", AccessRole.READ))
+                with pytest.raises(NotFound):  # no row may be changed
+                    in_transaction(api, revoke_key, "rgl_00000000")

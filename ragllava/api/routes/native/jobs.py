@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -155,7 +156,7 @@ class RefreshedJob(Answer):
 def submit_job(call: Call[NoQuery, NewJobBody]) -> SubmittedJob:
     """Queue questions. With `Idempotency-Key`, a repetition with the same questions makes no second job."""
     rows = [row if isinstance(row, dict) else {"question": row} for row in call.body.questions]
-    return _submit(call, call.body, call.archive(call.body.archive), rows)
+    return submit(call, call.body, call.archive(call.body.archive), rows)
 
 
 @routes.post(
@@ -270,7 +271,8 @@ def _changed(call: Call[NoQuery, NoBody], change: Callable[[int], object]) -> Jo
     return job_object(call.client.jobs.get(job_id))
 
 
-def _submit(call: Call[NoQuery, Any], choices: AnswerChoices, archive: str, source: Path | list[Json]) -> SubmittedJob:
+def submit(call: Call[NoQuery, Any], choices: AnswerChoices, archive: str, source: Path | list[Json]) -> SubmittedJob:
+    """Queue questions for a caller. Raises as the client's method."""
     submitted = call.client.questions.submit(
         source,
         archive,
@@ -292,8 +294,17 @@ def _submit(call: Call[NoQuery, Any], choices: AnswerChoices, archive: str, sour
 
 
 def _submit_file(call: Call[NoQuery, NoBody], form: JobFileForm, stream: Any, name: str) -> SubmittedJob:
-    """From disk, under the name that the client gives: its extension says what it is."""
     archive = call.archive(form.archive)
+    with named_file(stream, name) as path:
+        return submit(call, form, archive, path)
+
+
+@contextmanager
+def named_file(stream: Any, name: str) -> Iterator[Path]:
+    """A file that was sent, on disk under the name that the client gives: its extension says what it is.
+
+    Raises InvalidRequest for a name that no file can have.
+    """
     plain = Path(name.replace("\\", "/")).name
     if not plain.isprintable() or len(plain.encode(errors="replace")) > 200 or plain.startswith("."):
         raise InvalidRequest(f"{plain[:80]!r} cannot be the name of a file", "file")
@@ -301,4 +312,4 @@ def _submit_file(call: Call[NoQuery, NoBody], form: JobFileForm, stream: Any, na
         path = Path(folder) / (plain or "questions")
         with path.open("wb") as copy:
             shutil.copyfileobj(stream, copy, 2**20)
-        return _submit(call, form, archive, path)
+        yield path

@@ -21,9 +21,9 @@ from ragllava.jobs.kinds import KINDS
 from ragllava.settings import Settings
 from ragllava.stores.schema import batches, jobs, uploads
 from tests.conftest import own_settings
-from tests.integration.api import test_access
-from tests.integration.api.test_access import Place, make_place
 from tests.support.api_server import Front, open_front
+from tests.integration.api.test_access import example_body
+from tests.support.archive_places import HOOK, Place, make_place
 
 # By hand, `MUTATED_REQUESTS=20000 pytest tests/integration/api/native/test_mutated_requests.py` tries more.
 EXAMPLES = int(os.environ.get("MUTATED_REQUESTS", "250"))
@@ -52,7 +52,7 @@ class Target:
 @pytest.fixture(scope="module")
 def target(services: Settings, template_database: str) -> Iterator[Target]:
     with own_settings(services, template_database) as given:
-        chosen = {"webhook_hosts": test_access.HOOK, "api_open_jobs": 0, "api_answer_timeout_s": 20.0}
+        chosen = {"webhook_hosts": HOOK, "api_open_jobs": 0, "api_answer_timeout_s": 20.0}
         with open_front(given.model_copy(update=chosen)) as front:
             own, foreign = make_place(front, "stamps"), make_place(front, "coins")
             yield Target(front, own, foreign, front.key("admin", ["stamps"]))
@@ -109,7 +109,7 @@ def test_damaged_requests_do_no_harm(target: Target) -> None:
             place = target.own if data.draw(st.booleans()) else target.foreign
             for name, value in place.paths.items():
                 path = path.replace(f"{{{name}}}", value)
-            example = test_access.example_body(route, place)
+            example = example_body(route, place)
             body = encoded(data, mutate(data, example)) if example is not None else b""
             params = {name: str(value) for name, value in json.loads(query or b"{}").items()}
             dangerous = {"remove_archive"}  # it would take what the next examples need

@@ -1,0 +1,264 @@
+"""The pages of jobs in Chromium: a person submits a file, watches, looks at the rows; hostile texts; large jobs."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+from PIL import Image
+from sqlalchemy import Connection, text
+
+from ragllava.client import ScheduleAction, ScheduleRequest
+from ragllava.stores.archives import archive, blobs
+from ragllava.stores.archives.archive import NewImage
+from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.database import in_transaction
+from tests.support.api_server import Front
+from tests.support.browser import Theme, visiting
+from tests.support.console_client import reading
+from tests.support.hostile_texts import HOSTILE, HOSTILE_NAME
+from tests.support.waiting import wait_for
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+LARGE = 100_000
+SERVER_MS = 300.0
+THEMES: tuple[Theme, ...] = ("light", "dark")
+
+
+@pytest.fixture(autouse=True)
+def answering(front: Front) -> Iterator[None]:
+    yield
+    front.office.may_answer.set()
+
+
+@pytest.fixture(scope="module")
+def hostile_job(front: Front) -> int:
+    """A job whose name, questions, answers, pictures and errors are hostile."""
+    rows = [{"custom_id": f"<b>{number}", "question": hostile} for number, hostile in enumerate(HOSTILE)]
+    job = front.client.questions.submit(rows, "stamps", name=HOSTILE_NAME).job_id
+    front.client.jobs.wait(job, timeout_s=60)
+    picture = io.BytesIO()
+    Image.new("RGB", (80, 60), "teal").save(picture, "PNG")
+    digest = front.office.objects.put_content(picture.getvalue(), "image/png")
+    in_transaction(front.office.engine, _make_hostile, job, digest)
+    return job
+
+
+def _make_hostile(connection: Connection, job_id: int, digest: str) -> None:
+    """Give each answer a hostile text and a picture as evidence, whose name and caption are hostile."""
+    archive_id = archive.get_archive(connection, "stamps").archive_id
+    blobs.announce_blobs(connection, [NewBlob(digest, 1, "image/png")])
+    for number, hostile in enumerate(HOSTILE):
+        image = NewImage(
+            digest, f"{hostile[:200]}{number}", f"file:///{number}", hostile, 8, 8, "image/png", embedded={}
+        )
+        [stored] = archive.store_images(connection, archive_id, [image])
+        values = {"job": job_id, "number": number, "image": stored.image_id, "text": hostile}
+        connection.execute(
+            text("UPDATE answers SET text = :text, note = :text WHERE job_id = :job AND question_no = :number"),
+            {name: values[name] for name in ("job", "number", "text")},
+        )
+        connection.execute(
+            text(
+                "INSERT INTO candidates (job_id, question_no, run_no, image_id, retrieval_rank, retrieval_score,"
+                " relevance, evidence_no) VALUES (:job, :number, 1, :image, 0, 0.5, 0.25, 0)"
+            ),
+            {name: values[name] for name in ("job", "number", "image")},
+        )
+
+
+def test_a_person_submits_a_file_and_watches_the_job(front: Front, browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "questions.csv"
+    file.write_text("custom_id,question\na,What is this?\nb,\na,Twice?\nc,<script>window.pwned = 1</script>\n")
+    with visiting(browser, front.url) as visitor:
+        visitor.expect_fault("status of 400")
+        visitor.sign_in(front.key("ask"))
+        page = visitor.go("/console/jobs/new")
+        page.get_by_label("Archive").select_option("stamps")
+        page.get_by_label("Drop a file here").set_input_files(file)
+        checked = page.get_by_role("region", name="what is in the file")
+        checked.get_by_text("the question is empty").wait_for()
+        assert checked.get_by_text("is taken by line 2").is_visible()
+        assert checked.get_by_text("<script>window.pwned = 1</script>").is_visible()
+        visitor.check_access()
+        front.office.may_answer.clear()
+        page.get_by_role("button", name="Submit", exact=True).click()
+        page.get_by_text("is not submitted, unless you leave them out").wait_for()
+        page.get_by_label("Drop a file here").set_input_files(file)
+        page.get_by_label("leave out invalid lines").check()
+        page.get_by_role("button", name="Submit", exact=True).click()
+        page.wait_for_url(re.compile(r"/console/jobs/\d+$"))
+        assert page.get_by_role("status").get_by_text("has 4 questions").is_visible()
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_role("button", name="Resume").click()
+        page.get_by_role("button", name="Pause").wait_for()
+        visitor.check_access()
+        front.office.may_answer.set()
+        page.locator("#job .chip.completed_with_errors").wait_for()  # without a reload
+        page.reload()
+        page.get_by_role("link", name="failed 2").click()
+        assert page.locator(".result").count() == 2
+        with page.expect_download() as download:
+            page.get_by_role("link", name="JSONL").click()
+        lines = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+        assert [line["status"] for line in lines] == ["answered", "failed", "failed", "answered"]
+
+
+def test_a_job_is_cancelled_only_after_a_question(front: Front, browser: Browser) -> None:
+    front.office.may_answer.clear()
+    job = front.client.questions.submit(["What?"] * 3, "stamps").job_id
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("ask"))
+        page = visitor.go(f"/console/jobs/{job}")
+        page.once("dialog", lambda dialog: dialog.dismiss())
+        page.get_by_role("button", name="Cancel").click()
+        assert not front.client.jobs.get(job).is_final
+        page.once("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_text("is cancelled").wait_for()
+    wait_for("the end", lambda: front.client.jobs.get(job).is_final, 30)
+
+
+def test_the_pages_can_be_read_without_scripts(front: Front, browser: Browser, hostile_job: int) -> None:
+    with visiting(browser, front.url, scripts=False) as visitor:
+        visitor.sign_in(front.key("admin"))
+        page = visitor.go("/console/jobs")
+        page.get_by_label("Archive").select_option("stamps")
+        page.get_by_role("button", name="Show").click()
+        page.get_by_role("link", name=str(hostile_job), exact=True).click()
+        assert page.locator(".result").count() == len(HOSTILE)
+        page.get_by_role("link", name="low relevance").click()
+        assert page.locator(".result").count() == len(HOSTILE)
+        page.get_by_role("button", name="dark").click()
+        assert page.locator("html").get_attribute("data-theme") == "dark"
+
+
+PATHS = ("", "/jobs", "/jobs/{job}", "/jobs/new", "/schedules", "/schedules/nightly", "/maintenance", "/keys", "/audit")
+
+
+@pytest.fixture(scope="module")
+def hostile_key(front: Front, hostile_job: int) -> str:
+    """An administrator's, when schedules, keys and the audit have hostile texts as well."""
+    key = front.key("admin")
+    front.client.schedules.add(ScheduleRequest(ScheduleAction.GAPS, "0 3 * * *", "stamps", name="nightly"))
+    front.client.schedules.run("nightly")
+    with reading(front.url, key) as reader:
+        reader.post("/console/schedules/" + quote(HOSTILE[1], safe="") + "/run")  # the audit shows it
+        reader.post("/console/keys", {"name": HOSTILE_NAME})
+    return key
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 390), ("dark", 2560)])
+def test_hostile_texts_are_harmless(
+    front: Front, browser: Browser, hostile_job: int, hostile_key: str, theme: Theme, width: int
+) -> None:
+    with visiting(browser, front.url, theme=theme, width=width) as visitor:
+        visitor.page.on("dialog", lambda dialog: visitor.faults.append(f"dialog: {dialog.message}"))
+        visitor.sign_in(hostile_key)
+        for path in PATHS:
+            page = visitor.go(f"/console{path.format(job=hostile_job)}")
+            visitor.check_fits()
+            assert page.evaluate("window.pwned === undefined && !document.querySelector('script:not([src])')")
+        shown = visitor.go(f"/console/jobs/{hostile_job}").locator(".question").all_inner_texts()
+        assert shown[0] == HOSTILE[0]
+        assert not any("\u202e" in question for question in shown)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_axe_finds_nothing(front: Front, browser: Browser, hostile_job: int, hostile_key: str, theme: Theme) -> None:
+    with visiting(browser, front.url, theme=theme) as visitor:
+        visitor.go("/console/sign-in")
+        visitor.check_access()
+        visitor.sign_in(hostile_key)
+        for path in (*PATHS, "/help"):
+            visitor.go(f"/console{path.format(job=hostile_job)}")
+            visitor.check_access()
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>.csv", "../../etc/passwd.csv", "a\x00b.csv", "W" * 300])
+def test_a_file_with_a_hostile_name_is_checked_or_refused(front: Front, name: str) -> None:
+    with reading(front.url, front.key("ask")) as reader:
+        files = {"file": (name, b"question\nWhat?\n")}
+        answer = reader.post("/console/jobs/new/check", {"archive": "stamps"}, files=files)
+        assert answer.status_code in (200, 400)
+        assert "<img src=x" not in answer.text and "\x00" not in answer.text
+
+
+def test_a_nul_in_a_form_is_refused_in_a_sentence(front: Front) -> None:
+    with reading(front.url, front.key("admin")) as reader:
+        for path, form in (("/console/keys", {"name": "a\x00b"}), ("/console/schedules/x", {"cron": "\x00"})):
+            answer = reader.post(path, form)
+            assert (answer.status_code, "NUL" in answer.text) == (400, True)
+
+
+@pytest.fixture(scope="module")
+def large_job(front: Front) -> int:
+    """A job of 100,000 answered questions, of which the last ones failed or had no evidence."""
+    job = front.client.questions.submit(["What?"], "coins", name="large").job_id
+    front.client.jobs.wait(job, timeout_s=60)
+    with front.office.engine.begin() as connection:
+        values = {"job": job, "total": LARGE}
+        for statement in _LARGE.split(";\n"):
+            connection.execute(text(statement), {k: v for k, v in values.items() if f":{k}" in statement})
+    with front.office.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE questions, answers, candidates"))
+    return job
+
+
+_LARGE = """
+    INSERT INTO questions (job_id, question_no, place, line, custom_id, text)
+        SELECT :job, n, n, n + 1, 'q' || n, 'How many windows has house ' || n || '?'
+        FROM generate_series(1, :total - 1) n;
+    INSERT INTO answers (job_id, question_no, run_no, status, text, error_code, error)
+        SELECT :job, n, 1,
+               CASE WHEN n > :total - 10 THEN 'failed' WHEN n > :total - 20 THEN 'no_evidence' ELSE 'answered' END,
+               CASE WHEN n <= :total - 20 THEN 'yes' END,
+               CASE WHEN n > :total - 10 THEN 'unreadable' END, CASE WHEN n > :total - 10 THEN 'it broke' END
+        FROM generate_series(1, :total - 1) n;
+    UPDATE jobs SET total = :total, state = 'completed_with_errors',
+        counts = jsonb_build_object('answered', :total - 20, 'no_evidence', 10, 'failed', 10) WHERE id = :job
+"""
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?show=no_evidence", "?show=failed&code=unreadable", "?show=low", "?after=90000"]
+)
+def test_the_first_page_of_a_large_job_takes_at_most_300_ms(front: Front, large_job: int, query: str) -> None:
+    with reading(front.url, front.key("read")) as reader:
+        times = []
+        for _ in range(3):
+            answer = reader.get(f"/console/jobs/{large_job}{query}")
+            assert answer.status_code == 200
+            times.append(float(answer.headers["openai-processing-ms"]))
+        print(f"{query or 'all'}: {sorted(times)} ms, {len(answer.content):,} bytes")
+        assert min(times) <= SERVER_MS
+
+
+def test_rare_rows_at_the_end_of_a_large_job_are_reached(front: Front, large_job: int) -> None:
+    with reading(front.url, front.key("read")) as reader:
+        path, pages = f"/console/jobs/{large_job}?show=failed", 0
+        while "it broke" not in (shown := reader.get(path).text):
+            assert "Look further" in shown
+            path = shown.rsplit('rel="next" href="', 1)[1].split('"')[0].replace("&amp;", "&").split("#")[0]
+            pages += 1
+            assert pages < 30
+
+
+def test_a_large_job_needs_no_more_memory_than_a_small_one(front: Front, browser: Browser, large_job: int) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("read"))
+        page = visitor.go(f"/console/jobs/{large_job}")
+        assert page.evaluate("document.querySelectorAll('*').length") < 3_000
+        for _ in range(3):
+            page.get_by_role("link", name="Next").click()
+            page.wait_for_load_state()
+        assert page.evaluate("performance.memory.usedJSHeapSize") < 30 * 2**20
+        assert page.get_by_text("line 151 ").is_visible()
