@@ -430,7 +430,8 @@ class NoisyCase:
 class Label:
     """What was said about the answer to one question. Images are ids of the archive's.
 
-    `answer` is the right one, None if it was not said; `source` is `person` or `gold`.
+    `answer` is the right one, None if it was not said; `source` is `person` or `gold`. `reviewer` is who gave it; two
+    labels that differ in nothing else are equal.
     """
 
     job_id: int
@@ -440,6 +441,7 @@ class Label:
     relevant: tuple[int, ...]
     irrelevant: tuple[int, ...]
     source: str
+    reviewer: str | None = field(default=None, compare=False)
 
     @property
     def key(self) -> tuple[int, int]:

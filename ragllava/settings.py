@@ -255,6 +255,14 @@ class Settings(BaseSettings):
         "If the answer changes, it is logged as a noisy case.",
     )
 
+    review_lease_s: float = Field(
+        default=120.0,
+        ge=5,
+        le=3_600,
+        description="Seconds for which a noisy case belongs to the reviewer who has it open. The console renews it "
+        "while its page is open.",
+    )
+
     upload_files: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="Whether `ragllava ingest` uploads the files, for ingest workers that do not see them under the "

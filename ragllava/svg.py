@@ -25,12 +25,31 @@ _STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes: lines by label, each a series of (x, y). Points that are not finite are left out."""
+    """One pair of axes: lines by label, each a series of (x, y). Points that are not finite are left out.
+
+    `x_range` and `y_range` are what the axes cover at least; None: what the points do.
+    """
 
     title: str
     x_label: str
     y_label: str
     lines: dict[str, Points]
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+
+    def finite_lines(self) -> dict[str, Points]:
+        """The lines without the points that cannot be drawn."""
+        return {label: [p for p in points if all(map(math.isfinite, p))] for label, points in self.lines.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Where the plot of a panel is: its left, right, upper and lower edge."""
+
+    left: float = _LEFT
+    right: float = _WIDTH - _RIGHT
+    top: float = _TOP
+    bottom: float = _PANEL_HEIGHT - _BOTTOM
 
 
 def draw_document(width: float, height: float, body: str) -> str:
@@ -67,6 +86,29 @@ def draw_panels(panels: Sequence[Panel]) -> str:
     return draw_document(_WIDTH, _PANEL_HEIGHT * len(panels), body)
 
 
+def draw_inline(panel: Panel, drawn_over: str = "") -> str:
+    """A panel as an element of an HTML page, whose style sheet says how it looks: the lines have the classes
+    `series-0`, `series-1`, … A strict Content-Security-Policy allows it. `drawn_over` is SVG of the caller's own."""
+    axes = _axes_of(panel)
+    lines = [axes.curve(points, f"series-{number}") for number, points in enumerate(panel.finite_lines().values())]
+    body = "".join([axes.frame(panel.x_label, panel.y_label), *lines])
+    label = escape(panel.title)
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_PANEL_HEIGHT}" role="{"group" if drawn_over else "img"}" '
+        f'aria-label="{label}"><g aria-hidden="true">{body}</g>{drawn_over}</svg>'
+    )
+
+
+def smoothed(points: Points, keep: float = 0.9) -> Points:
+    """The exponential mean of the points so far, each older one weighing `keep` of the next."""
+    total = weight = 0.0
+    means = []
+    for x, y in points:
+        total, weight = keep * total + y, keep * weight + 1
+        means.append((x, total / weight))
+    return means
+
+
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) from at most `low` to at least `high`.
 
@@ -83,18 +125,23 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def _draw_panel(panel: Panel) -> str:
-    lines = {label: [p for p in points if all(map(math.isfinite, p))] for label, points in panel.lines.items()}
-    all_points = [point for points in lines.values() for point in points] or [(0.0, 0.0)]
-    x_ticks, y_ticks = (nice_ticks(min(values), max(values)) for values in zip(*all_points, strict=True))
-    axes = _Axes(x_ticks, y_ticks)
+    lines, axes = panel.finite_lines(), _axes_of(panel)
     drawn = [axes.frame(panel.x_label, panel.y_label), draw_text(_LEFT, 20, panel.title, css_class="title")]
     for number, (label, points) in enumerate(lines.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        drawn.append(axes.curve(points, colour))
+        drawn.append(axes.curve(points, colour=colour))
         if len(lines) > 1:
             x = _WIDTH - _RIGHT - 130 * (len(lines) - number)
             drawn.append(draw_text(x, 20, label, style=f"fill:{colour}"))
     return "".join(drawn)
+
+
+def _axes_of(panel: Panel) -> _Axes:
+    points = [point for points in panel.finite_lines().values() for point in points] or [(0.0, 0.0)]
+    xs, ys = ([*values] for values in zip(*points, strict=True))
+    xs += panel.x_range or ()
+    ys += panel.y_range or ()
+    return _Axes(nice_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +158,17 @@ class _Axes:
             round(_PANEL_HEIGHT - _BOTTOM - up * (_PANEL_HEIGHT - _TOP - _BOTTOM), 2),
         )
 
-    def curve(self, points: Iterable[tuple[float, float]], colour: str) -> str:
+    def curve(self, points: Iterable[tuple[float, float]], css_class: str = "", *, colour: str = "") -> str:
         """A polyline; a single point is drawn as a dot."""
         positions = [self.position(*point) for point in points]
+        look = f' class="{css_class}"' if css_class else ""
         if len(positions) == 1:
             [(x, y)] = positions
-            return f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>'
+            fill = f' fill="{colour}"' if colour else ""
+            return f'<circle{look} cx="{x}" cy="{y}" r="3"{fill}/>'
         path = " ".join(f"{x},{y}" for x, y in positions)
-        return f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>'
+        stroke = f' stroke="{colour}"' if colour else ""
+        return f'<polyline{look} fill="none"{stroke} stroke-width="1.5" points="{path}"/>'
 
     def frame(self, x_label: str, y_label: str) -> str:
         """Grid lines with their numbers, the two axes and their labels."""

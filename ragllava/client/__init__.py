@@ -20,10 +20,12 @@ from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
 from ragllava.client.health import Check, Health, Severity
 from ragllava.client.jobs import Jobs, is_success, pause_between_views, seconds_left
+from ragllava.client.learning import ChangedExample, ChangedExamples, ThresholdCurve
 from ragllava.client.models import Models
 from ragllava.client.pictures import Pictures
 from ragllava.client.questions import Checked, Estimate, Questions, SavedResults
 from ragllava.client.requests import Document, Requests
+from ragllava.client.reviewing import Reviewing, ReviewProgress
 from ragllava.client.reviews import Reviews
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
@@ -44,6 +46,7 @@ from ragllava.records import (
     ScheduleAction,
     Selection,
     TaskName,
+    Verdict,
 )
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import asked_in
@@ -60,6 +63,7 @@ from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
+from ragllava.stages.feedback.reviewing import Opinion, SavedReview
 from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.pictures.duplicates import Duplicates
@@ -84,8 +88,9 @@ from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.jobs.result_pages import ResultFilter, ResultQuery
 from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
-from ragllava.stores.learning.registry import VersionView
-from ragllava.stores.learning.trainings import TrainingView
+from ragllava.stores.learning.registry import Promotion, VersionView
+from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter
+from ragllava.stores.learning.trainings import StepLoss, TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.faults import Fault
 from ragllava.stores.maintenance.schedules import ScheduleView
@@ -107,6 +112,8 @@ __all__ = [
     "BatchView",
     "BindingRole",
     "BindingView",
+    "ChangedExample",
+    "ChangedExamples",
     "Check",
     "Checked",
     "Client",
@@ -138,11 +145,15 @@ __all__ = [
     "NoisyReason",
     "NoisyState",
     "NoisyView",
+    "Opinion",
     "Page",
     "PictureView",
     "Principal",
     "Priority",
+    "Promotion",
     "QuestionView",
+    "QueueCounts",
+    "QueueFilter",
     "QueueView",
     "RefreshView",
     "ReindexRequest",
@@ -153,8 +164,10 @@ __all__ = [
     "ResultQuery",
     "ResultRow",
     "Retrieval",
+    "ReviewProgress",
     "Role",
     "SavedResults",
+    "SavedReview",
     "ScanReport",
     "ScheduleAction",
     "ScheduleRequest",
@@ -164,13 +177,16 @@ __all__ = [
     "Settings",
     "Severity",
     "StoredContent",
+    "StepLoss",
     "StoredFeedback",
     "TaskName",
     "TaskView",
+    "ThresholdCurve",
     "TrainingPlan",
     "TrainingRequest",
     "TrainingView",
     "Upload",
+    "Verdict",
     "VersionView",
     "WatchedFolder",
     "WebhookView",
@@ -209,6 +225,7 @@ class Client(Connections):
         self.pictures = Pictures(self)
         self.requests = Requests(self)
         self.reviews = Reviews(self)
+        self.reviewing = Reviewing(self)
         self.models = Models(self)
         self.schedules = Schedules(self)
         self.system = System(self)

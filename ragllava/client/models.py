@@ -8,11 +8,13 @@ from sqlalchemy import Connection
 
 from ragllava.client.comparison import Comparison, compare_versions
 from ragllava.client.connections import Namespace
+from ragllava.client.learning import ChangedExamples, ThresholdCurve, changed_examples, threshold_curve
 from ragllava.errors import UsageError
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.stores.learning import registry, trainings
-from ragllava.stores.learning.registry import ModelVersion, VersionView
+from ragllava.stores.learning.registry import ModelVersion, Promotion, VersionView
+from ragllava.stores.learning.trainings import StepLoss
 from ragllava.training.request import (
     TrainingPlan,
     TrainingRequest,
@@ -57,6 +59,11 @@ class Models(Namespace):
         """The archives, by name, with labels that a training of this role can use."""
         return self._do(trainings.labelled_archives, role)
 
+    def new_labels(self, archive: str, role: Role = Role.RERANKER) -> int:
+        """How many questions of an archive were labelled since the last training of a role began there."""
+        due = self._do(trainings.due_archives, role, 1)
+        return next((item.labelled for item in due if item.archive == archive), 0)
+
     def default_preset(self) -> str:
         """The training preset for the models of the profile."""
         return default_preset(self._connections.settings.profile)
@@ -72,6 +79,25 @@ class Models(Namespace):
         taken in the role of the other name. Raises UsageError when a name fits none or several, and for two roles.
         """
         return compare_versions(*self._do(registry.find_pair, self._profile, (first, second), role))
+
+    def losses(self, job_id: int, after: int = 0) -> Sequence[StepLoss]:
+        """The losses of a training after a step, also while it runs: at most about 1,000 of its steps."""
+        return self._do(trainings.load_losses, job_id, after)
+
+    def examples(self, view: VersionView) -> ChangedExamples:
+        """The held-out questions that a version answers better and worse than the champion it was compared with."""
+        return self._do(changed_examples, view)
+
+    def promotions(self, role: Role | None = None, limit: int = 100) -> Sequence[Promotion]:
+        """Who became champion when, and why; the newest first."""
+        return self._do(registry.list_promotions, self._profile, role, limit)
+
+    def threshold_curve(self, archive: str, version: str | None = None) -> ThresholdCurve:
+        """What each threshold would do to the newest labelled questions of an archive that a reranker has answered.
+
+        Without a version, of the champion. Raises UsageError for an unknown archive or version.
+        """
+        return self._do(threshold_curve, self._profile, archive, version)
 
     def promote(self, name: str, role: Role, reason: str) -> ModelVersion:
         """Make a version champion; workers load it at their next shard. Raises UsageError for an unknown name."""

@@ -31,6 +31,7 @@ def environment() -> Environment:
     made.globals["static"] = address_of
     made.filters |= {
         "told": told,
+        "visible": plain,
         "number": number,
         "percent": percent,
         "moment": moment,
@@ -55,6 +56,12 @@ def told(text: object, longest: int = _LONGEST) -> Markup:
     given = str(text)
     cut = visible(given if len(given) <= longest else given[:longest] + "…")
     return Markup('<bdi dir="auto">{}</bdi>').format(cut)
+
+
+def plain(text: object, longest: int = 200) -> str:
+    """A text from outside where no element can stand: in an attribute, an option, a title."""
+    given = visible(str(text))
+    return given if len(given) <= longest else given[:longest] + "…"
 
 
 def number(value: float) -> str:

@@ -362,6 +362,16 @@ trainings = Table(
     moment("updated_at"),
 )
 
+# The losses of a training while it runs, at most about a thousand of its steps (docs/method.md 5).
+training_steps = Table(
+    "training_steps",
+    metadata,
+    key("job_id", "jobs.id"),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("loss", Float, nullable=False),
+    Column("learning_rate", Float, nullable=False),
+)
+
 # Inputs of a maintenance job: one row, one input.
 maintenance_tasks = Table(
     "maintenance_tasks",
@@ -435,6 +445,7 @@ labels = Table(
     Column("irrelevant", ARRAY(BigInteger), nullable=False),
     Column("source", Text, nullable=False),  # person, gold
     moment("created_at"),
+    Column("reviewer", Text),  # who gave it, as the owner of jobs; NULL: an earlier version stored it
     question_key(),
     Index("ix_labels_question", "job_id", "question_no", "id"),
     Index("ix_labels_archive_id_created_at", "archive_id", "created_at"),
@@ -452,8 +463,41 @@ noisy_cases = Table(
     Column("state", Text, nullable=False),  # open, labelled, dismissed
     moment("created_at"),
     moment("updated_at"),
+    # Grows with every change of the case but a lease: who saves what he saw names the version that he saw.
+    Column("version", BigInteger, nullable=False, server_default=text("0")),
+    # The lease of who has it open: a reviewer, and which of his tabs. NULL, or `locked_until` in the past: nobody.
+    Column("locked_by", Text),
+    Column("locked_tab", Text),
+    moment("locked_until", nullable=True),
     question_key(),
-    Index("ix_noisy_cases_archive_id_state", "archive_id", "state"),
+    # The queue of an archive in its order, the newest job first.
+    Index("ix_noisy_cases_queue", "archive_id", "state", text("job_id DESC"), "question_no"),
+    # What a reviewer holds.
+    Index("ix_noisy_cases_locked_by", "locked_by", "locked_tab", postgresql_where=text("locked_by IS NOT NULL")),
+)
+
+# What a reviewer did with a noisy case, one row each; an undo deletes its row. Kept beside `labels`, because a second
+# opinion that says the same as the first is no new label.
+reviews = Table(
+    "reviews",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("job_id", BigInteger, nullable=False),
+    Column("question_no", BigInteger, nullable=False),
+    Column("reviewer", Text, nullable=False),
+    Column("save_id", Text, nullable=False),  # by which a repeated request is recognised
+    Column("verdict", Text),  # right, wrong; NULL: the case was dismissed
+    Column("relevant", ARRAY(BigInteger), nullable=False),  # ids of images
+    Column("irrelevant", ARRAY(BigInteger), nullable=False),
+    Column("label_id", BigInteger),  # the label that it made; NULL: none
+    Column("undo", JSONB(none_as_null=True)),  # the case before; NULL: it cannot be undone any more
+    Column("version", BigInteger, nullable=False),  # of the case after it
+    moment("created_at"),
+    question_key(),
+    UniqueConstraint("reviewer", "save_id"),
+    Index("ix_reviews_question", "job_id", "question_no", "id"),
+    Index("ix_reviews_archive_id_created_at", "archive_id", "created_at"),
 )
 
 # Which part of a bucket feeds an archive: with pictures, or with question files.

@@ -15,6 +15,7 @@ from ragllava.json_records import to_json
 from ragllava.stages.champions import fetch_adapter
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import ModelVersion
+from ragllava.training.changed_examples import changed_examples
 from ragllava.training.contest import Contest
 from ragllava.training.course import Course, compare, end_course
 from ragllava.training.data.snapshot import Snapshot
@@ -42,6 +43,7 @@ def _record(
 ) -> None:
     found: dict[str, Any] = {
         **contest.as_json(),
+        "examples": changed_examples(snapshot, contest),
         "hold_out": snapshot.hold_out_id,
         "data": [share.figures() for share in snapshot.shares],
         "judged_by": course.job_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from ragllava.records import NoisyReason, TrainingStatus
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.stores.learning.registry import ModelVersion
+from ragllava.stores.learning.trainings import StepLoss
 from ragllava.training.contest import Contest, ContestRules, hold_contest
 from ragllava.training.data.datasets import question_key
 from ragllava.training.data.snapshot import Snapshot
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CURVE_POINTS = 1_000  # of the losses that are kept in the database; the whole report is in the object store
 _STEPS_NOTED_EVERY_S = 1.0
 
 
@@ -42,6 +45,7 @@ class Course:
     profile: Profile
     prefix: str
     noted_at: float = field(default=0.0, init=False)  # time.monotonic()
+    losses: list[StepLoss] = field(default_factory=list, init=False)  # that are not stored yet
 
     @property
     def job_id(self) -> int:
@@ -64,7 +68,13 @@ class Course:
         self.context.check()
         if done in (1, total) or time.monotonic() - self.noted_at >= _STEPS_NOTED_EVERY_S:
             self.noted_at = time.monotonic()
-            self.context.commit(trainings.set_steps, self.job_id, done, total)
+            kept = thinned(self.losses, total)
+            self.context.commit(_note, self.job_id, done, total, kept)
+            self.losses.clear()
+
+    def note_loss(self, step: int, loss: float, learning_rate: float) -> None:
+        """With the loss of each step: people see the curve while it grows. It is stored with the next step noted."""
+        self.losses.append(StepLoss(step, loss, learning_rate))
 
     def keep_checkpoint(self, checkpoint: Path) -> None:
         """After each complete checkpoint: another worker can continue from it, and the job has made progress."""
@@ -78,6 +88,18 @@ class Course:
         if isinstance(picture, str):
             raise ObjectMissing(picture)
         return picture
+
+
+def thinned(losses: Sequence[StepLoss], total: int) -> list[StepLoss]:
+    """At most about CURVE_POINTS of the losses of `total` steps: the first and the last one, and regular ones between
+    them."""
+    every = max(1, -(-total // CURVE_POINTS))
+    return [loss for loss in losses if loss.step in (1, total) or loss.step % every == 0]
+
+
+def _note(connection: Connection, job_id: int, done: int, total: int, losses: Sequence[StepLoss]) -> None:
+    trainings.set_steps(connection, job_id, done, total)
+    trainings.store_losses(connection, job_id, losses)
 
 
 def release_memory() -> None:

@@ -8,6 +8,7 @@ exactly one version, however often it was interrupted.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -29,9 +30,11 @@ from ragllava.stages.maintenance.gc import GRACE_S
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.stores.learning.registry import AdapterVersion
+from ragllava.stores.learning.trainings import StepLoss
 from ragllava.training.again import judge_again
+from ragllava.training.changed_examples import changed_examples
 from ragllava.training.contest import Contest
-from ragllava.training.course import Course, compare, end_course, release_memory
+from ragllava.training.course import CURVE_POINTS, Course, compare, end_course, release_memory, thinned
 from ragllava.training.data.datasets import question_key
 from ragllava.training.data.snapshot import Snapshot, read_snapshot, write_snapshot
 from ragllava.training.data.thumbnails import make_thumbnails
@@ -46,7 +49,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CURVE_POINTS = 1_000  # of the losses that are kept beside a version; the whole report is in the object store
 _LOST_PICTURE = (ImageRejected, ObjectMissing, ObjectCorrupt)
 
 
@@ -114,7 +116,9 @@ def learn(course: Course, snapshot: Snapshot) -> TrainingReport:
             log.info("checkpoint fetched", extra={"action": "checkpoint_fetched", "job": course.job_id, "step": step})
     train = _train_here if course.context.settings.train_processes == 1 else _train_in_processes
     try:
-        return train(course, config, snapshot)
+        report = train(course, config, snapshot)
+        _store_curve(course, report)
+        return report
     except _LOST_PICTURE as error:
         raise JobRefused(
             f"a picture to train on is lost: {error}; ingest it again, then `ragllava jobs retry {course.job_id}`"
@@ -123,6 +127,17 @@ def learn(course: Course, snapshot: Snapshot) -> TrainingReport:
         raise JobRefused(f"an example cannot be trained on: {error}") from error
     finally:
         release_memory()
+
+
+def _store_curve(course: Course, report: TrainingReport) -> None:
+    """The whole curve, also of steps that were trained elsewhere or whose losses were not stored."""
+    every = [
+        StepLoss(record.step, record.loss, record.learning_rate)
+        for record in report.steps
+        if math.isfinite(record.loss)
+    ]
+    losses = thinned(every, len(report.steps))
+    course.context.commit(trainings.store_losses, course.job_id, losses)
 
 
 def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest: Contest) -> None:
@@ -178,6 +193,7 @@ def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> T
         course.open_picture,
         on_checkpoint=course.keep_checkpoint,
         on_step=course.note_step,
+        on_loss=course.note_loss,
     )
 
 
@@ -198,6 +214,7 @@ def _train_in_processes(course: Course, config: FinetuneConfig, snapshot: Snapsh
         course.context.settings.train_processes,
         on_checkpoint=course.keep_checkpoint,
         on_step=course.note_step,
+        on_loss=course.note_loss,
     )
 
 
@@ -227,7 +244,7 @@ def _set_aside_text(images: list[dict[str, Any]]) -> str:
 def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: Contest) -> dict[str, Any]:
     """What is kept beside the version."""
     curve = to_json(report)
-    every = -(-len(report.steps) // _CURVE_POINTS)
+    every = -(-len(report.steps) // CURVE_POINTS)
     curve["steps"] = curve["steps"][:: max(every, 1)]
     return {
         "job": course.job_id,
@@ -237,6 +254,7 @@ def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: 
         "hold_out": snapshot.hold_out_id,
         "data": [share.figures() for share in snapshot.shares],
         **contest.as_json(),
+        "examples": changed_examples(snapshot, contest),
         "report": curve,
         "objects": course.prefix,
     }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from ragllava.client import Client
 from ragllava.errors import InvalidInput
@@ -98,6 +98,24 @@ def reranked(images: tuple[StoredImage, ...], *relevances: float) -> tuple[Candi
         Candidate(image, len(relevances) - 1 - rank, 0.5, relevance, rank if relevance > 0.5 else None)
         for rank, (image, relevance) in enumerate(zip(images, relevances, strict=False))
     )
+
+
+def add_job(connection: Connection, review: Review, questions: int) -> int:
+    """A further answered job of so many questions, each of them an open noisy case; returns its id."""
+    new = NewJob(JobKind.ANSWER, review.archive_id, {"options": to_json(AnswerOptions())}, total=questions, per_shard=8)
+    job_id, _ = control.create(connection, new)
+    asked = (
+        (number, number + 1, f"c{number}", f"How many boats are in harbour {number}?") for number in range(questions)
+    )
+    answers.insert_questions(connection, job_id, asked)
+    stamp = replace(STAMP, reranker="reranker@2", generator="generator@2")
+    shown = reranked(review.images[:4], 0.9, 0.8, 0.3, 0.1)
+    results = [Answer(number, AnswerStatus.ANSWERED, "two", 0.5, shown, stamp) for number in range(questions)]
+    answers.insert_answers(connection, job_id, 1, 1, 1, results)
+    because = {"near_threshold": "because"}
+    cases = [NoisyCase(number, (NoisyReason.NEAR_THRESHOLD,), because) for number in range(questions)]
+    noisy.insert_cases(connection, review.archive_id, job_id, cases)
+    return job_id
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragllava.records import Role
-from ragllava.svg import Panel, draw_panels, nice_ticks
-from ragllava.training.finetune.report import StepRecord, TrainingReport, smoothed
+from ragllava.svg import Panel, draw_panels, nice_ticks, smoothed
+from ragllava.training.finetune.report import StepRecord, TrainingReport
 
 SVG = "{http://www.w3.org/2000/svg}"
 

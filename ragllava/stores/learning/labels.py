@@ -13,6 +13,7 @@ from ragllava.records import Candidate, Label
 from ragllava.stores.database import equals_any, given, record, records, same
 from ragllava.stores.jobs.answered import QuestionKey, load_questions
 from ragllava.stores.schema import labels
+from ragllava.stores.sessions import OWNER
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +31,20 @@ class LabelledRow:
 def insert_labels(connection: Connection, new: Sequence[Label]) -> None:
     """Insert labels in the order given, each into the archive of its job; the last label of a question counts.
 
+    Who gave them is the owner of the session, unless the label names somebody.
+
     A label of an unknown job is an IntegrityError: check first.
     """
     if not new:
         return
     connection.execute(
-        text("""
-            INSERT INTO labels (archive_id, job_id, question_no, verdict, answer, relevant, irrelevant, source)
+        text(f"""
+            INSERT INTO labels (archive_id, job_id, question_no, verdict, answer, relevant, irrelevant, source,
+                                reviewer)
             VALUES ((SELECT archive_id FROM jobs WHERE id = :job_id), :job_id, :question_no, :verdict, :answer,
-                    CAST(:relevant AS bigint[]), CAST(:irrelevant AS bigint[]), :source)
-        """),
+                    CAST(:relevant AS bigint[]), CAST(:irrelevant AS bigint[]), :source,
+                    coalesce(CAST(:reviewer AS text), nullif(current_setting('{OWNER}', true), '')))
+        """),  # noqa: S608 - our own name
         [asdict(label) | {"relevant": list(label.relevant), "irrelevant": list(label.irrelevant)} for label in new],
     )
 

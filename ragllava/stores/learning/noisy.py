@@ -18,7 +18,11 @@ from ragllava.stores.schema import noisy_cases
 
 @dataclass(frozen=True, slots=True)
 class NoisyView:
-    """A noisy case for display. `details` has a sentence for each reason, by its name."""
+    """A noisy case for display. `details` has a sentence for each reason, by its name.
+
+    `version` grows with every change; who saves a review names the version that he saw. `locked_by` has the case open
+    until `locked_until`, unless that is past.
+    """
 
     question: AnsweredQuestion
     reasons: tuple[NoisyReason, ...]
@@ -26,6 +30,9 @@ class NoisyView:
     state: NoisyState
     created_at: datetime
     updated_at: datetime
+    version: int = 0
+    locked_by: str | None = None
+    locked_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ def insert_cases(
             "details": old.details.op("||")(new.details),
             "state": state,
             "updated_at": func.now(),
+            "version": old.version + 1,
         },
     )
     connection.execute(
@@ -95,7 +103,7 @@ def set_state(connection: Connection, keys: Sequence[QuestionKey], state: NoisyS
     """Set the state of those questions that are noisy cases; returns how many these are."""
     moved = _are(keys)
     lock_rows(connection, noisy_cases, moved)
-    return connection.execute(update(noisy_cases).where(moved).values(state=state, updated_at=func.now())).rowcount
+    return connection.execute(update(noisy_cases).where(moved).values(state=state, **_CHANGED)).rowcount
 
 
 def open_numbers(connection: Connection, archive_id: int, job_id: int, numbers: Sequence[int]) -> set[int]:
@@ -130,7 +138,7 @@ def dismiss(
     if before is not None:
         conditions.append(cases.created_at < before)
     lock_rows(connection, noisy_cases, *conditions)
-    dismissed = update(noisy_cases).where(*conditions).values(state=NoisyState.DISMISSED, updated_at=func.now())
+    dismissed = update(noisy_cases).where(*conditions).values(state=NoisyState.DISMISSED, **_CHANGED)
     return connection.execute(dismissed).rowcount
 
 
@@ -155,6 +163,12 @@ def find_case(connection: Connection, job_id: int, question_no: int) -> NoisyVie
     """The noisy case of a question, if there is one."""
     views = _views(connection, [noisy_cases.c.job_id == job_id, noisy_cases.c.question_no == question_no])
     return views[0] if views else None
+
+
+def load_cases(connection: Connection, keys: Sequence[QuestionKey]) -> list[NoisyView]:
+    """Those of the questions that are noisy cases, in the order of the keys."""
+    views = {view.question.key: view for view in _views(connection, [_are(keys)])}
+    return [views[key] for key in keys if key in views]
 
 
 def answered_jobs(connection: Connection, archive_id: int | None) -> list[AnsweredJob]:
@@ -195,6 +209,9 @@ def logged_reasons(connection: Connection, job_id: int, numbers: Sequence[int]) 
     query = select(cases.question_no, cases.reasons).where(*near, equals_any(cases.question_no, numbers))
     rows = connection.execute(query)
     return {number: set(reasons) for number, reasons in rows}
+
+
+_CHANGED: dict[str, Any] = {"updated_at": func.now(), "version": noisy_cases.c.version + 1}
 
 
 def _are(keys: Sequence[QuestionKey]) -> ColumnElement[bool]:

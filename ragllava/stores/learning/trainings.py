@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
 from ragllava.records import JobKind, Role, TrainingStatus
 from ragllava.stores.database import lock_name, record, records
-from ragllava.stores.schema import jobs, model_versions, trainings
+from ragllava.stores.schema import jobs, model_versions, training_steps, trainings
 
 _WITHOUT_VERSION = [status.value for status in (TrainingStatus.FAILED, TrainingStatus.DEAD, TrainingStatus.CANCELLED)]
 
@@ -32,6 +33,15 @@ class TrainingView:
     def as_json(self) -> dict[str, Any]:
         """For `--json` and a job's result."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """The loss on the examples of one step of a training, and the learning rate that it was taken with."""
+
+    step: int
+    loss: float
+    learning_rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,24 @@ def set_phase(connection: Connection, job_id: int, phase: str) -> None:
 def set_steps(connection: Connection, job_id: int, done: int, total: int) -> None:
     """Set how many steps are trained, of how many."""
     _update(connection, job_id, steps_done=done, steps_total=total)
+
+
+def store_losses(connection: Connection, job_id: int, losses: Sequence[StepLoss]) -> None:
+    """Store the losses of steps; steps that are taken again after an interruption replace what they were."""
+    if not losses:
+        return
+    statement = insert(training_steps)
+    new = {name: statement.excluded[name] for name in ("loss", "learning_rate")}
+    statement = statement.on_conflict_do_update(index_elements=["job_id", "step"], set_=new)
+    rows = {loss.step: asdict(loss) | {"job_id": job_id} for loss in losses}
+    connection.execute(statement, [rows[step] for step in sorted(rows)])
+
+
+def load_losses(connection: Connection, job_id: int, after: int = 0) -> list[StepLoss]:
+    """The stored losses of a training after a step, by step."""
+    steps = training_steps.c
+    query = select(training_steps).where(steps.job_id == job_id, steps.step > after).order_by(steps.step)
+    return records(StepLoss, connection.execute(query))
 
 
 def finish(connection: Connection, job_id: int, status: TrainingStatus, reason: str, version_id: int) -> None:

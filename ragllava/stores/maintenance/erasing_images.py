@@ -18,6 +18,7 @@ from ragllava.stores.archives import image_changes, vectors
 from ragllava.stores.archives.word_index import words_of_row
 from ragllava.stores.buckets import listed_captions
 from ragllava.stores.database import equals_any, given, lock_rows
+from ragllava.stores.learning.reviewing import forget_undo
 from ragllava.stores.maintenance.erasures import Pending
 from ragllava.stores.maintenance.scrubbing import Scrubber
 from ragllava.stores.schema import (
@@ -251,10 +252,11 @@ def clean_job(connection: Connection, job_id: int, pending: Pending) -> Counter[
 
 
 def clean_reports(connection: Connection, archive_id: int, pending: Pending) -> None:
-    """Erase the names of the images from the reports of maintenance tasks and of the gates of indexes, and from noisy
-    cases that a task has added meanwhile."""
+    """Erase the names of the images from the reports of maintenance tasks and of the gates of indexes, from noisy cases
+    that a task has added meanwhile, and from what an undo of a review would restore."""
     scrubber = _scrubber(pending)
     _scrub_noisy_cases(connection, scrubber, noisy_cases.c.archive_id == archive_id)
+    forget_undo(connection, archive_id)
     tasks = maintenance_tasks.c
     for row in connection.execute(select(maintenance_tasks).where(tasks.report.is_not(None))).all():
         new = {"report": scrubber.json(row.report), "reason": scrubber.text(row.reason or "") or None}

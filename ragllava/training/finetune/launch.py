@@ -18,7 +18,7 @@ from ragllava.training.finetune.batches import images_of
 from ragllava.training.finetune.checkpoints import read_checkpoint
 from ragllava.training.finetune.report import TrainingReport, read_report
 from ragllava.training.finetune.run import FinetuneConfig, failure_file, read_failure
-from ragllava.training.finetune.trainer import CheckpointHook, StepHook
+from ragllava.training.finetune.trainer import CheckpointHook, LossHook, StepHook, report_loss
 
 _LOOK_S = 1.0
 _GRACE_S = 20.0
@@ -32,9 +32,11 @@ def train_in_processes(
     *,
     on_checkpoint: CheckpointHook,
     on_step: StepHook,
+    on_loss: LossHook,
 ) -> TrainingReport:
     """As `finetune.train`, in so many processes of this machine. `store_picture` writes a picture into a file.
 
+    `on_loss` is called with the losses of a checkpoint's steps when it is whole.
     `on_step` is called about once a second with the step of the last checkpoint, and what it raises ends the
     processes; the next start continues from that checkpoint. Raises UsageError when it cannot be done, TrainingFailed.
     """
@@ -45,7 +47,7 @@ def train_in_processes(
         process = subprocess.Popen(
             _command(run_file, processes), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    watch = _Watch(config.work, on_checkpoint, on_step)
+    watch = _Watch(config.work, on_checkpoint, on_step, on_loss)
     try:
         while process.poll() is None:
             watch.look()
@@ -75,10 +77,11 @@ def _failed(run_file: Path, log: Path, processes: int, status: int) -> RagllavaE
 class _Watch:
     """Tells about new checkpoints of a training that runs elsewhere."""
 
-    def __init__(self, work: Path, on_checkpoint: CheckpointHook, on_step: StepHook) -> None:
+    def __init__(self, work: Path, on_checkpoint: CheckpointHook, on_step: StepHook, on_loss: LossHook) -> None:
         self._work = work
         self._on_checkpoint = on_checkpoint
         self._on_step = on_step
+        self._on_loss = on_loss
         self._step = self._last_step = 0
 
     def look(self) -> None:
@@ -88,9 +91,16 @@ class _Watch:
                 continue
             checkpoint = read_checkpoint(folder)
             if checkpoint is not None:
+                self._report_losses(folder, self._step)
                 self._step, self._last_step = checkpoint.step, checkpoint.last_step
                 self._on_checkpoint(folder)
         self._on_step(self._step, self._last_step)
+
+    def _report_losses(self, checkpoint: Path, after: int) -> None:
+        """Those of the steps since the checkpoint before."""
+        for entry in json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]:
+            if entry["step"] > after:
+                report_loss(self._on_loss, entry)
 
 
 def _prepare(config: FinetuneConfig, dataset: Dataset, store_picture: Callable[[str, Path], None]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ragllava.json_records import from_json, to_json
 from ragllava.records import Role
-from ragllava.svg import Panel, Points, draw_panels
+from ragllava.svg import Panel, Points, draw_panels, smoothed
 
 _REPORT, _CURVES = "report.json", "curves.svg"
 
@@ -78,13 +78,3 @@ def read_report(folder: Path) -> TrainingReport:
     """Read what `write_report` wrote; NaN and infinity, which an earlier version wrote, become None."""
     text = (folder / _REPORT).read_text(encoding="utf-8")
     return from_json(TrainingReport, json.loads(text, parse_constant=lambda _: None))
-
-
-def smoothed(points: Points, keep: float = 0.9) -> Points:
-    """The exponential mean of the points so far, each older one weighing `keep` of the next."""
-    total = weight = 0.0
-    means = []
-    for x, y in points:
-        total, weight = keep * total + y, keep * weight + 1
-        means.append((x, total / weight))
-    return means

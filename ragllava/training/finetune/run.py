@@ -51,7 +51,15 @@ from ragllava.training.finetune.presets import (
 )
 from ragllava.training.finetune.report import StepRecord, TrainingReport, read_report, write_report
 from ragllava.training.finetune.selection import LearnableExamples, with_answers_to_learn, with_room
-from ragllava.training.finetune.trainer import CheckpointHook, EachStep, LoraTrainer, Seal, StepHook
+from ragllava.training.finetune.trainer import (
+    CheckpointHook,
+    EachLoss,
+    EachStep,
+    LoraTrainer,
+    LossHook,
+    Seal,
+    StepHook,
+)
 from ragllava.whole_files import folder_written_whole, read_sealed, seal_folder
 
 log = logging.getLogger(__name__)
@@ -83,11 +91,13 @@ def train(
     *,
     on_checkpoint: CheckpointHook | None = None,
     on_step: StepHook | None = None,
+    on_loss: LossHook | None = None,
 ) -> TrainingReport:
     """Train an adapter on the examples and leave it in `config.result/adapter`, beside report, curves and manifest.
 
     `mllm` must have no adapter, and has none afterwards. `on_checkpoint` is called with the folder of each
-    whole checkpoint, by one process of all; `on_step` after each step, and what it raises ends the training. When that
+    whole checkpoint, by one process of all; `on_loss` with the loss of each step, and `on_step` after each step, and
+    what that raises ends the training. When it
     is ShardInterrupted, a checkpoint is written first, so that no step is lost. A training that has its result already
     is not repeated. Examples that the model cannot learn from are left out, and the report tells how many; before the
     first step, `on_step` is called with zeros from time to time. Raises UsageError or SettingsError when it cannot be
@@ -112,7 +122,7 @@ def train(
             args=arguments,
             train_dataset=list(chosen.examples),
             data_collator=make_batch,
-            callbacks=[EachStep(on_step)] if on_step else None,
+            callbacks=[*([EachStep(on_step)] if on_step else []), *([EachLoss(on_loss)] if on_loss else [])],
         )
         trainer.run(config.work, fingerprint)
     if trainer.is_world_process_zero():

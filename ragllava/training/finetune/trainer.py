@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 CheckpointHook = Callable[[Path], None]
 StepHook = Callable[[int, int], None]  # steps done, steps in all
+LossHook = Callable[[int, float, float], None]  # the step, its loss, its learning rate
 
 
 @dataclass(slots=True)
@@ -64,6 +65,24 @@ class EachStep(TrainerCallback):  # type: ignore[misc]
         """As in TrainerCallback."""
         if self._interrupted is not None:
             raise self._interrupted
+
+
+class EachLoss(TrainerCallback):  # type: ignore[misc]
+    """Calls a hook with the loss of each step."""
+
+    def __init__(self, hook: LossHook) -> None:
+        self._hook = hook
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_facts: Any) -> None:
+        """As in TrainerCallback."""
+        report_loss(self._hook, {"step": state.global_step, **(logs or {})})
+
+
+def report_loss(hook: LossHook, entry: dict[str, Any]) -> None:
+    """Call the hook with an entry of the trainer's log, if it is about a loss that is a number."""
+    loss, rate = entry.get("loss"), entry.get("learning_rate")
+    if loss is not None and rate is not None and math.isfinite(loss):
+        hook(int(entry["step"]), float(loss), float(rate))
 
 
 class LoraTrainer(Trainer):  # type: ignore[misc]

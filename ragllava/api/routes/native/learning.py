@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.native.buckets import QueuedJob
-from ragllava.api.routes.native.shared import Json, JsonList, Line, json_of, text_in_path
+from ragllava.api.routes.native.shared import Id, Json, JsonList, Line, json_of, text_in_path
 from ragllava.client import AccessRole, Role, TrainingRequest
 
 routes = Routes("Learning")
@@ -93,6 +93,35 @@ class ComparisonObject(Answer):
     figures: list[Json]
 
 
+class LossesQuery(Query):
+    """Only steps after this one."""
+
+    after: Id = 0
+
+
+class CurveQuery(Query):
+    """Of which version of the reranker; without one, of the champion."""
+
+    version: Line | None = None
+
+
+class CurveObject(Answer):
+    """A threshold curve."""
+
+    object: Literal["threshold_curve"] = "threshold_curve"
+    curve: Json
+
+
+class ExamplesObject(Answer):
+    """Examples gained and lost. `erased` of them are gone; `is_known` is false for a version of an earlier release."""
+
+    object: Literal["examples"] = "examples"
+    gained: list[Json]
+    lost: list[Json]
+    erased: int
+    is_known: bool
+
+
 @routes.post("/v1/trainings", needs=AccessRole.ADMIN, body=NewTraining, answer=QueuedJob, status=202, of_all=True)
 def create_training(call: Call[NoQuery, NewTraining]) -> QueuedJob:
     """Train the reranker or the generator on labelled questions, in a job; its gate decides about a promotion."""
@@ -114,6 +143,43 @@ def plan_training(call: Call[NoQuery, NewTraining]) -> PlanObject:
         note=plan.note,
         provable_gain=plan.provable_gain,
     )
+
+
+@routes.get(
+    "/v1/trainings/{job_id}/losses", needs=AccessRole.READ, query=LossesQuery, answer=JsonList, archive_in="path:job_id"
+)
+def list_losses(call: Call[LossesQuery, NoBody]) -> JsonList:
+    """The losses of a training by step, also while it runs: at most about 1,000 of its steps."""
+    job_id = call.client.jobs.get(call.number("job_id")).job_id
+    return JsonList(data=list(map(json_of, call.client.models.losses(job_id, call.query.after))))
+
+
+@routes.get(
+    "/v1/archives/{archive}/threshold",
+    needs=AccessRole.READ,
+    query=CurveQuery,
+    answer=CurveObject,
+    archive_in="path:archive",
+)
+def show_threshold(call: Call[CurveQuery, NoBody]) -> CurveObject:
+    """What each threshold would do to the newest labelled questions of an archive: precision, recall, no evidence."""
+    curve = call.client.models.threshold_curve(call.archive(call.path("archive")), call.query.version)
+    return CurveObject(curve=json_of(curve))
+
+
+@routes.get("/v1/promotions", needs=AccessRole.READ, query=VersionQuery, answer=JsonList, of_all=True)
+def list_promotions(call: Call[VersionQuery, NoBody]) -> JsonList:
+    """Which version became champion when, and why; the newest first."""
+    return JsonList(data=list(map(json_of, call.client.models.promotions(call.query.role))))
+
+
+@routes.get(
+    "/v1/versions/{version}/examples", needs=AccessRole.READ, query=VersionQuery, answer=ExamplesObject, of_all=True
+)
+def list_examples(call: Call[VersionQuery, NoBody]) -> ExamplesObject:
+    """The held-out questions that a version answers better and worse than the champion it was compared with."""
+    view = call.client.models.get(text_in_path(call, "version"), call.query.role)
+    return ExamplesObject(**json_of(call.client.models.examples(view)))
 
 
 @routes.get("/v1/versions", needs=AccessRole.READ, query=VersionQuery, answer=JsonList, of_all=True)

@@ -8,15 +8,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
-from ragllava.api.routes.native.shared import Id, Json, JsonList, Line, json_of, text_in_path
-from ragllava.client import AccessRole, NoisyReason, NoisyState, StoredFeedback
+from ragllava.api.routes.native.shared import Id, Json, JsonList, Line, json_of, storable, text_in_path
+from ragllava.client import (
+    AccessRole,
+    NoisyReason,
+    NoisyState,
+    NoisyView,
+    Opinion,
+    QueueFilter,
+    StoredFeedback,
+    Verdict,
+)
 
 routes = Routes("Reviews")
 
 _MAX_LABELS = 10_000
+_MAX_HELD = 1_000
 
 
 class FeedbackBody(Body):
@@ -87,6 +97,191 @@ class QuestionObject(Answer):
     question: Json
     case: Json | None
     label: Json | None
+
+
+Tab = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(storable)]
+
+
+class CaseKey(Body):
+    """A noisy case: its job and the number of its question."""
+
+    job: Id
+    question_no: Id
+
+
+class QueueBody(Body):
+    """Which cases. `tab` is the caller's name for where he works: two tabs hold different cases.
+
+    `model` is the version of a reranker or generator that answered. With `second_opinion`, cases that one other person
+    has labelled. `after` is the last case that the caller has.
+    """
+
+    tab: Tab
+    limit: Annotated[int, Field(ge=1, le=50)] = 1
+    after: CaseKey | None = None
+    reason: NoisyReason | None = None
+    job: Id | None = None
+    model: Line | None = None
+    second_opinion: bool = False
+
+
+class LeasesBody(Body):
+    """Cases that a tab holds; for a release, null: all of them."""
+
+    tab: Tab
+    cases: Annotated[list[CaseKey], Field(max_length=_MAX_HELD)] | None = None
+
+
+class LeasesObject(Answer):
+    """The cases that the tab holds now, or how many it gave back."""
+
+    object: Literal["leases"] = "leases"
+    held: list[Json]
+    released: int = 0
+
+
+class OpinionBody(Body):
+    """What a reviewer says of a case that he saw in its `version`; `verdict` null dismisses it.
+
+    `save_id` is the caller's name for this save: a repetition changes nothing. `relevant` and `irrelevant` are ids of
+    pictures; a right answer makes the kept ones relevant that it does not call irrelevant.
+    """
+
+    question_no: Id
+    version: Id
+    tab: Tab
+    save_id: Tab
+    verdict: Verdict | None = None
+    answer: Annotated[str, StringConstraints(max_length=2_000), AfterValidator(storable)] | None = None
+    relevant: Annotated[list[Id], Field(max_length=1_000)] = Field(default_factory=list)
+    irrelevant: Annotated[list[Id], Field(max_length=1_000)] = Field(default_factory=list)
+
+
+class SavedObject(Answer):
+    """What became of a case. A `wrong` without anything that is right leaves it open."""
+
+    object: Literal["review"] = "review"
+    state: NoisyState
+    version: int
+
+
+class UndoBody(Body):
+    """Where the reviewer works, and which of his saves to undo; null: the last one."""
+
+    tab: Tab
+    save_id: Tab | None = None
+
+
+class CaseObject(Answer):
+    """A noisy case."""
+
+    object: Literal["case"] = "case"
+    case: Json
+
+
+class ReviewsObject(Answer):
+    """How far the reviews of an archive are, and how far two reviewers of a case agree."""
+
+    object: Literal["reviews"] = "reviews"
+    counts: Json
+    answers: Json
+    pictures: Json
+    disagreed: list[Json]
+
+
+@routes.get("/v1/archives/{archive}/reviews", needs=AccessRole.REVIEW, answer=ReviewsObject, archive_in="path:archive")
+def show_reviews(call: Call[NoQuery, NoBody]) -> ReviewsObject:
+    """Open cases, reviews of the caller and of today; how far reviewers agree, raw and as Cohen's kappa."""
+    progress = call.client.reviewing.progress(call.archive(call.path("archive")))
+    return ReviewsObject(
+        counts=json_of(progress.counts),
+        answers=json_of(progress.answers),
+        pictures=json_of(progress.pictures),
+        disagreed=[{"job": job, "question_no": number} for job, number in progress.disagreed],
+    )
+
+
+@routes.post(
+    "/v1/archives/{archive}/reviews/next",
+    needs=AccessRole.REVIEW,
+    body=QueueBody,
+    answer=JsonList,
+    archive_in="path:archive",
+)
+def next_cases(call: Call[NoQuery, QueueBody]) -> JsonList:
+    """Lease the next noisy cases of an archive: nobody else gets them while the lease lasts."""
+    body = call.body
+    which = QueueFilter(body.reason, body.job, body.model, body.second_opinion)
+    after = (body.after.job, body.after.question_no) if body.after else None
+    name = call.archive(call.path("archive"))
+    cases = call.client.reviewing.next(name, body.tab, which, limit=body.limit, after=after)
+    return JsonList(data=list(map(json_of, cases)))
+
+
+@routes.post(
+    "/v1/archives/{archive}/reviews/renew",
+    needs=AccessRole.REVIEW,
+    body=LeasesBody,
+    answer=LeasesObject,
+    archive_in="path:archive",
+)
+def renew_leases(call: Call[NoQuery, LeasesBody]) -> LeasesObject:
+    """Prolong the leases of cases; `held` are those that nobody has taken meanwhile."""
+    call.archive(call.path("archive"))
+    held = call.client.reviewing.renew(_keys(call.body) or [], call.body.tab)
+    return LeasesObject(held=[{"job": job, "question_no": number} for job, number in held])
+
+
+@routes.post(
+    "/v1/archives/{archive}/reviews/release",
+    needs=AccessRole.REVIEW,
+    body=LeasesBody,
+    answer=LeasesObject,
+    archive_in="path:archive",
+)
+def release_leases(call: Call[NoQuery, LeasesBody]) -> LeasesObject:
+    """Give cases back, so that others get them at once."""
+    call.archive(call.path("archive"))
+    return LeasesObject(held=[], released=call.client.reviewing.release(call.body.tab, _keys(call.body)))
+
+
+@routes.post(
+    "/v1/jobs/{job_id}/reviews",
+    needs=AccessRole.REVIEW,
+    body=OpinionBody,
+    answer=SavedObject,
+    archive_in="path:job_id",
+)
+def save_review(call: Call[NoQuery, OpinionBody]) -> SavedObject:
+    """Label a noisy case, or dismiss it. 409 when it has changed since it was shown, or somebody else has it open."""
+    body, job_id = call.body, call.client.jobs.require_answers(call.number("job_id")).job_id
+    opinion = Opinion(
+        job_id=job_id,
+        question_no=body.question_no,
+        version=body.version,
+        save_id=body.save_id,
+        verdict=body.verdict,
+        answer=body.answer or None,
+        relevant=tuple(body.relevant),
+        irrelevant=tuple(body.irrelevant),
+    )
+    saved = call.client.reviewing.save(opinion, body.tab)
+    return SavedObject(state=saved.state, version=saved.version)
+
+
+@routes.post(
+    "/v1/archives/{archive}/reviews/undo",
+    needs=AccessRole.REVIEW,
+    body=UndoBody,
+    answer=CaseObject,
+    archive_in="path:archive",
+)
+def undo_review(call: Call[NoQuery, UndoBody]) -> CaseObject:
+    """Undo the caller's last review: its label is gone, its case as before. 409 when the case has changed since."""
+    case: NoisyView = call.client.reviewing.undo(
+        call.archive(call.path("archive")), call.body.tab, call.body.save_id
+    )
+    return CaseObject(case=json_of(case))
 
 
 @routes.post(
@@ -179,3 +374,7 @@ def _feedback_object(stored: StoredFeedback) -> FeedbackObject:
     names = ("stored", "right", "wrong", "unchanged", "open_cases", "dismissed")
     errors = list(map(json_of, stored.errors[:100]))
     return FeedbackObject(**{name: getattr(stored, name) for name in names}, errors=errors)
+
+
+def _keys(body: LeasesBody) -> list[tuple[int, int]] | None:
+    return None if body.cases is None else [(case.job, case.question_no) for case in body.cases]

@@ -21,7 +21,7 @@ MAX_ID = 2**63 - 1  # of the database's bigint
 _SANDBOX = {"content-security-policy": "default-src 'none'; sandbox"}
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """The database stores no NUL. Raises ValueError."""
     if "\x00" in text:
         raise ValueError("must not contain the character NUL")
@@ -29,8 +29,8 @@ def _storable(text: str) -> str:
 
 
 Id = Annotated[int, Field(ge=0, le=MAX_ID)]
-Line = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_storable)]
-LongText = Annotated[str, StringConstraints(max_length=100_000), AfterValidator(_storable)]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(storable)]
+LongText = Annotated[str, StringConstraints(max_length=100_000), AfterValidator(storable)]
 Where = LongText | dict[str, Any] | None
 Json = dict[str, Any]
 

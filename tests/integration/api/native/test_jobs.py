@@ -277,6 +277,38 @@ def test_labels_and_noisy_cases(shop: Shop, questions: list[str]) -> None:
         wait_for("the removal", lambda: http.get(f"/v1/jobs/{job_id}").status_code == 404)
 
 
+def test_noisy_cases_are_reviewed_one_after_another(shop: Shop, questions: list[str]) -> None:
+    with shop.http("review", "postcards") as ann, shop.http("review", "postcards") as bob:
+        job_id = submit(ann, [{"custom_id": f"q{number}", "question": text} for number, text in enumerate(questions)])
+        shop.wait_for_job(ann, job_id)
+        labels = [{"custom_id": f"q{number}", "verdict": "wrong"} for number in (0, 1)]
+        assert ann.post(f"/v1/jobs/{job_id}/feedback", json={"labels": labels}).status_code == 200
+        path, asked = "/v1/archives/postcards/reviews", {"tab": "1", "job": job_id, "reason": "said_wrong"}
+        [case] = ann.post(f"{path}/next", json=asked).json()["data"]
+        [other] = bob.post(f"{path}/next", json=asked).json()["data"]
+        key = {"job": job_id, "question_no": case["question"]["question_no"]}
+        assert key["question_no"] != other["question"]["question_no"]
+        assert ann.post(f"{path}/renew", json={"tab": "1", "cases": [key]}).json()["held"] == [key]
+        opinion = {"question_no": key["question_no"], "version": case["version"], "tab": "1", "save_id": "a"}
+        held = bob.post(f"/v1/jobs/{job_id}/reviews", json=opinion | {"verdict": "right"})
+        assert held.status_code == 409 and "has this case open until" in held.json()["error"]["message"]
+        for _ in range(2):
+            saved = ann.post(f"/v1/jobs/{job_id}/reviews", json=opinion | {"verdict": "wrong", "answer": "three"})
+            assert saved.status_code == 200 and saved.json()["state"] == "labelled", saved.text
+        late = bob.post(f"/v1/jobs/{job_id}/reviews", json=opinion | {"verdict": "right"})
+        assert late.status_code == 409 and "nothing was saved" in late.json()["error"]["message"]
+        shown = ann.get(path).json()
+        assert (shown["counts"]["mine"], shown["counts"]["labelled"], shown["answers"]["count"]) == (1, 1, 0)
+        undone = ann.post(f"{path}/undo", json={"tab": "1"}).json()["case"]
+        assert undone["state"] == "open" and undone["version"] > case["version"]
+        assert ann.post(f"{path}/undo", json={"tab": "1"}).status_code == 409
+        assert ann.post(f"{path}/release", json={"tab": "1"}).json()["released"] == 1
+        assert ann.post(f"{path}/next", json={"tab": "1", "limit": 51}).status_code == 400
+        assert ann.post("/v1/archives/nowhere/reviews/next", json={"tab": "1"}).status_code == 404
+        assert ann.delete(f"/v1/jobs/{job_id}").status_code == 202
+        wait_for("the removal", lambda: ann.get(f"/v1/jobs/{job_id}").status_code == 404)
+
+
 def test_a_training_is_planned_and_versions_are_shown(shop: Shop) -> None:
     with shop.http() as http, shop.http("admin", "postcards") as bound:
         plan = http.post("/v1/trainings/plan", json={"role": "reranker", "archives": ["postcards"]})

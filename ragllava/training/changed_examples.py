@@ -1,0 +1,51 @@
+"""Which held-out questions a challenger answers better or worse than the champion: by their addresses, without texts.
+
+Who shows them looks the questions up, so what was erased since is not shown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ragllava.training.contest import Contest
+from ragllava.training.data.datasets import question_key
+from ragllava.training.data.snapshot import Snapshot
+from ragllava.training.gate import WITH_CAPTIONS
+from ragllava.training.version_scores import RerankerScores
+
+MOST_EXAMPLES = 24  # gained, and as many lost
+_ROUNDING = 1e-9
+
+
+def changed_examples(snapshot: Snapshot, contest: Contest) -> dict[str, list[dict[str, Any]]]:
+    """The questions with the largest gains and losses in the first primary condition, the largest first.
+
+    Of a reranker, `champion_images` and `challenger_images` are the hashes of the pictures that each keeps.
+    """
+    changed = []
+    for share in snapshot.shares:
+        before, after = contest.scores[share.archive]
+        condition = next(iter(before.primary))
+        pairs = zip(before.by_condition[condition], after.by_condition[condition], strict=True)
+        for number, (old, new) in enumerate(pairs):
+            address = share.addresses.get(question_key(before.questions[number]))
+            if address is None or abs(new - old) <= _ROUNDING:
+                continue
+            archive_id, job_id, question_no = address
+            key = {"archive_id": archive_id, "job_id": job_id, "question_no": question_no}
+            images = {f"{side}_images": _kept(scores, number) for side, scores in _sides(before, after)}
+            changed.append(key | {"champion": round(old, 4), "challenger": round(new, 4)} | images)
+    changed.sort(key=lambda item: item["challenger"] - item["champion"])
+    lost = [item for item in changed if item["challenger"] < item["champion"]][:MOST_EXAMPLES]
+    gained = [item for item in reversed(changed) if item["challenger"] > item["champion"]][:MOST_EXAMPLES]
+    return {"gained": gained, "lost": lost}
+
+
+def _sides(before: Any, after: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:
+    return ("champion", before), ("challenger", after)
+
+
+def _kept(scores: Any, number: int) -> list[str]:
+    if not isinstance(scores, RerankerScores):
+        return []
+    return [image.image for image in scores.conditions[WITH_CAPTIONS][number].ranking if image.kept]

@@ -1,0 +1,180 @@
+"""Learning in Chromium: the threshold, a curve that grows, the gate's table and examples, promote and roll back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from ragllava.records import Role
+from tests.support.api_server import Front
+from tests.support.browser import Theme, visiting
+from tests.support.learning_desk import ADAPTER, Learning, add_losses, make_learning
+from tests.support.review_desk import RERANKER, Desk, make_desk
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture(scope="module")
+def desk(front: Front) -> Desk:
+    return make_desk(front.office.engine, front.office.objects, "postcards", cases=24)
+
+
+@pytest.fixture(scope="module")
+def learning(front: Front, desk: Desk) -> Learning:
+    return make_learning(front.client, front.settings, desk)
+
+
+def figures(page: Page) -> list[str]:
+    """η, precision, recall, no evidence, as shown."""
+    return [page.inner_text("#eta-value"), *page.locator("[data-figure]").all_inner_texts()]
+
+
+def test_the_threshold_is_dragged_and_moved_by_keys(
+    front: Front, browser: Browser, desk: Desk, learning: Learning
+) -> None:
+    points = front.client.models.threshold_curve(desk.archive).points
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("read"))
+        page = visitor.go("/console/learning")
+        slider = page.get_by_role("slider", name="threshold η")
+        assert figures(page)[0] == "0.500" and slider.get_attribute("aria-valuenow") == "0.500"
+        for key, eta in (("ArrowRight", 0.505), ("ArrowDown", 0.5), ("PageUp", 0.55), ("End", 1.0), ("Home", 0.0)):
+            slider.press(key)
+            [point] = [point for point in points if abs(point.threshold - eta) < 1e-6]
+            shares = (point.precision, point.recall, point.no_evidence)
+            told = ["–" if share is None else f"{100 * share:.{0 if share in (0, 1) else 1}f} %" for share in shares]
+            assert figures(page) == [f"{eta:.3f}", *told]
+            assert f"{eta:.3f}: precision {told[0]}" in (slider.get_attribute("aria-valuetext") or "")
+        box = page.locator(".plot").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + 1, box["y"] + 40)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 40, steps=4)
+        page.mouse.up()
+        assert figures(page)[0] == "0.400"
+        page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 40)  # nothing is held any more
+        assert figures(page)[0] == "0.400"
+        page.get_by_role("button", name="back to 0.500").click()
+        assert figures(page)[0] == "0.500"
+
+
+def test_the_threshold_is_dragged_by_finger(front: Front, browser: Browser, learning: Learning) -> None:
+    context = browser.new_context(has_touch=True, viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto(f"{front.url}/console/sign-in")
+    page.get_by_label("Key").fill(front.key("read"))
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/console")
+    page.goto(f"{front.url}/console/learning")
+    page.locator(".plot").scroll_into_view_if_needed()
+    box = page.locator(".plot").bounding_box()
+    assert box is not None
+    touch = context.new_cdp_session(page)
+    y = box["y"] + box["height"] / 2
+    for kind, share in (("touchStart", 0.5), ("touchMove", 0.6), ("touchMove", 0.8), ("touchEnd", None)):
+        touched = [] if share is None else [{"x": box["x"] + share * box["width"], "y": y}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touched})
+    assert abs(float(page.inner_text("#eta-value")) - 0.8) < 0.011
+    context.close()
+
+
+def test_a_curve_grows_while_its_training_runs(front: Front, browser: Browser, learning: Learning) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("read"))
+        page = visitor.go(f"/console/learning/trainings/{learning.running}")
+        assert "step 96 of 240" in page.inner_text("#curve")
+        before = page.locator("#curve polyline.series-0").first.get_attribute("points") or ""
+        with front.office.engine.begin() as connection:
+            add_losses(connection, learning.running, 97, 150, 240)
+        page.get_by_text("step 150 of 240").wait_for(timeout=6_000)
+        after = page.locator("#curve polyline.series-0").first.get_attribute("points") or ""
+        assert (len(before.split()), len(after.split())) == (96, 150)
+        with front.office.engine.begin() as connection:
+            change = text("UPDATE jobs SET state = 'failed', finished_at = now() WHERE id = :id")
+            connection.execute(change, {"id": learning.running})
+        page.wait_for_selector("#curve:not([hx-get])", timeout=6_000)
+
+
+def test_the_gate_and_the_examples_are_shown(front: Front, browser: Browser, learning: Learning) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("read"))
+        page = visitor.go(f"/console/learning/versions/{ADAPTER}?role=reranker")
+        assert "not better, with captions: 0.812 → 0.845 on 48 questions" in page.inner_text("main")
+        worse = page.get_by_role("row").filter(has_text="without captions")
+        assert "-0.0491" in worse.inner_text() and "worse" in worse.inner_text()
+        gained = page.get_by_role("region", name="Examples gained")
+        assert gained.get_by_role("listitem").count() == 6
+        assert "0.00 → 1.00" in gained.inner_text()
+        gained.scroll_into_view_if_needed()
+        picture = gained.locator("img").first
+        picture.scroll_into_view_if_needed()
+        picture.evaluate("image => image.decode()")
+        assert picture.evaluate("image => image.naturalWidth") > 0
+        lost = page.get_by_role("region", name="Examples lost")
+        assert lost.get_by_role("listitem").count() == 2
+        assert "Erased since: 1" in page.inner_text("main")
+        assert page.get_by_role("button", name="Promote").count() == 0  # of who may only read
+
+
+def test_a_version_is_promoted_and_rolled_back(front: Front, browser: Browser, learning: Learning) -> None:
+    def champion() -> str:
+        return next(view.version.name for view in front.client.models.list(Role.RERANKER) if view.state == "champion")
+
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("admin"))
+        page = visitor.go(f"/console/learning/versions/{ADAPTER}?role=reranker")
+        asked: list[str] = []
+        page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept()))
+        page.get_by_role("button", name="Promote").click()
+        page.wait_for_url("**/console/learning")
+        assert "is the champion reranker" in page.inner_text("#messages")
+        assert champion() == ADAPTER
+        page.get_by_role("button", name="Roll back").click()
+        page.wait_for_selector("#messages :text('again')")
+        assert champion() == RERANKER
+        assert asked == ["Its gate refused it. Make it the champion all the same?",
+                         f"Make {RERANKER} the champion reranker again?"]  # fmt: skip
+        assert f"rollback of {ADAPTER}" in page.inner_text("main")
+        page.get_by_role("button", name="What would it learn from?").click()
+        page.wait_for_selector("#train .notice")
+        assert "20 labelled questions" in page.inner_text("#train .notice")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everybody_can_use_it(front: Front, browser: Browser, learning: Learning, theme: Theme) -> None:
+    with visiting(browser, front.url, theme=theme) as visitor:
+        visitor.sign_in(front.key("admin"))
+        pages = {
+            "learning": "/console/learning",
+            "training": f"/console/learning/trainings/{learning.ended}",
+            "version": f"/console/learning/versions/{ADAPTER}",
+        }
+        for name, path in pages.items():
+            page = visitor.go(path)
+            for width in (390, 1400):
+                page.set_viewport_size({"width": width, "height": 900})
+                visitor.check_fits()
+            visitor.check_access(name)
+            visitor.draw(name if theme == "light" else f"{name}-dark")
+
+
+def test_it_can_be_read_without_scripts(front: Front, browser: Browser, desk: Desk, learning: Learning) -> None:
+    with visiting(browser, front.url, scripts=False) as visitor:
+        visitor.sign_in(front.key("read"))
+        page = visitor.go(f"/console/learning?archive={desk.archive}")
+        assert "74.1 %" in page.inner_text("#eta-figures")
+        assert page.locator("svg.chart polyline").count() == 3
+        page = visitor.go(f"/console/learning/trainings/{learning.ended}")
+        assert page.locator("svg.chart polyline").count() == 3
+
+
+def test_bound_callers_do_not_see_it(front: Front, browser: Browser, learning: Learning) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("review", ["postcards"]))
+        assert visitor.page.get_by_role("link", name="Learning").count() == 0
+        visitor.expect_fault("403")
+        page = visitor.go("/console/learning")
+        assert "concerns all archives" in page.inner_text("main")

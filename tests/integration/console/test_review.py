@@ -1,0 +1,272 @@
+"""Review in Chromium: by keyboard, by mouse, in two tabs, with failures, without scripts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+
+from tests.support.api_server import Front
+from tests.support.browser import Theme, Visitor, visiting
+from tests.support.review_desk import Desk, clear_reviews, make_desk
+from tests.support.waiting import wait_for
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture(scope="module")
+def whole_desk(front: Front) -> Desk:
+    return make_desk(front.office.engine, front.office.objects, "postcards")
+
+
+@pytest.fixture
+def desk(front: Front, whole_desk: Desk) -> Iterator[Desk]:
+    """Sixty open cases."""
+    yield whole_desk
+    clear_reviews(front.office.engine, whole_desk)
+
+
+def saved(front: Front) -> int:
+    with front.office.engine.connect() as connection:
+        return int(connection.scalar(text("SELECT count(*) FROM reviews")) or 0)
+
+
+def verdicts(front: Front) -> list[tuple[int, str | None, int, int]]:
+    """Number of the question, verdict, how many pictures are called relevant, how many not."""
+    with front.office.engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT question_no, verdict, cardinality(relevant) AS yes, cardinality(irrelevant) AS no "
+                "FROM reviews ORDER BY question_no"
+            )
+        )
+        return [(row.question_no, row.verdict, row.yes, row.no) for row in rows]
+
+
+def open_page(visitor: Visitor, desk: Desk, more: str = "", ahead: int = 10) -> Page:
+    page = visitor.go(f"/console/review?archive={desk.archive}{more}")
+    page.wait_for_selector("#review[data-at], form.case, .no-case")
+    if not more:
+        wait_for("cases ahead", lambda: cases_ahead(page) >= ahead, 15)
+    return page
+
+
+def settle(page: Page) -> None:
+    """Wait until everything is sent."""
+    page.wait_for_selector("#review[data-unsent='0']")
+
+
+def cases_ahead(page: Page) -> int:
+    """How many cases the page has."""
+    page.wait_for_timeout(50)
+    return int(page.get_attribute("#review", "data-ahead") or 0)
+
+
+def delay(visitor: Visitor, latency_ms: float, *, offline: bool = False) -> None:
+    """What the page asks of the server takes so much longer."""
+    session = visitor.context.new_cdp_session(visitor.page)
+    session.send("Network.enable")
+    speed = {"downloadThroughput": -1, "uploadThroughput": -1}
+    session.send("Network.emulateNetworkConditions", {"offline": offline, "latency": latency_ms, **speed})
+
+
+def test_forty_cases_in_a_minute_by_keyboard(front: Front, browser: Browser, desk: Desk) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("review"))
+        page = open_page(visitor, desk)
+        delay(visitor, 300)  # nothing may wait for the network
+        began = time.monotonic()
+        for number in range(45):
+            page.keyboard.press("y")
+            page.keyboard.press("n")
+            page.wait_for_timeout(200)  # a person looks
+            page.keyboard.press("x" if number % 7 == 5 else "a")  # what had no evidence is wrong, if one is relevant
+        took_s = time.monotonic() - began
+        print(f"\n45 cases with two pictures each in {took_s:.1f} s")
+        assert took_s < 60
+        assert int(page.get_attribute("#review", "data-unsent") or 0) > 0  # it was not slowed down by the server
+        page.wait_for_selector("#review[data-unsent='0']", timeout=40_000)
+        assert saved(front) == 45 and page.inner_text("#outbox") == ""
+
+
+def test_what_keys_do(front: Front, browser: Browser, desk: Desk) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("review"))
+        page = open_page(visitor, desk)
+        first = page.inner_text("form.case h2")
+        page.keyboard.press("j")
+        second = page.inner_text("form.case h2")
+        page.keyboard.press("ArrowLeft")
+        assert page.inner_text("form.case h2") == first != second
+        page.keyboard.press("y")
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("n")  # of the third picture
+        assert page.locator(".candidate:has(.no input:checked)").count() == 1
+        page.keyboard.press("e")
+        page.keyboard.type("a yellow xylophone")  # letters that are keys elsewhere
+        assert page.inner_text("form.case h2") == first
+        page.keyboard.press("Enter")
+        settle(page)
+        assert verdicts(front) == [(0, "wrong", 1, 1)]
+        assert page.inner_text("form.case h2") == second
+        page.keyboard.press("u")
+        assert page.inner_text("form.case h2") == first
+        settle(page)
+        assert verdicts(front) == []
+        page.keyboard.press("x")  # with what was marked before
+        page.keyboard.press("d")
+        settle(page)
+        assert verdicts(front) == [(0, "wrong", 1, 1), (1, None, 0, 0)]
+        page.keyboard.press("x")
+        assert "Press x again" in page.inner_text("form.case .say")
+        page.keyboard.press("?")
+        page.get_by_label("Use these keys").uncheck()
+        page.get_by_role("button", name="Close").click()
+        page.keyboard.press("x")
+        page.keyboard.press("u")
+        page.wait_for_timeout(100)
+        assert len(verdicts(front)) == 2
+
+
+def test_by_mouse(front: Front, browser: Browser, desk: Desk) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("review"))
+        page = open_page(visitor, desk)
+        page.locator(".candidate .yes").nth(0).click()
+        page.locator(".candidate .no").nth(0).click()  # one excludes the other
+        page.locator(".candidate .no").nth(1).click()
+        page.get_by_role("button", name="Right").click()
+        settle(page)
+        assert verdicts(front) == [(0, "right", 0, 2)]
+        page.get_by_role("button", name="Undo").click()
+        settle(page)
+        assert verdicts(front) == []
+
+
+def test_reviewers_and_tabs_never_overwrite_each_other(front: Front, browser: Browser, desk: Desk) -> None:
+    ann = front.key("review")
+    with visiting(browser, front.url) as one, visiting(browser, front.url) as other:
+        one.sign_in(ann)
+        other.sign_in(front.key("review"))
+        pages = open_page(one, desk), open_page(other, desk)
+        texts = {page.get_attribute("form.case", "data-key") for page in pages}
+        assert len(texts) == 2
+        # The same case in two tabs of one person, and with another person: the first who saves wins.
+        case = f"&case={desk.job_id}-0"
+        first, third = open_page(one, desk, case), open_page(other, desk, case)
+        assert "has this case open" in third.inner_text("form.case")
+        second = one.context.new_page()
+        second.goto(f"{front.url}/console/review?archive={desk.archive}{case}")
+        for visitor in (one, other):
+            visitor.expect_fault("409")
+        first.keyboard.press("a")
+        settle(first)
+        for page, who in ((second, "you, in another tab or window"), (third, "key rgl_")):
+            page.keyboard.press("y")
+            page.keyboard.press("x")
+            page.wait_for_selector("#outbox .notice")
+            assert f"nothing was saved: {who}" in page.inner_text("#outbox")
+            assert page.get_by_role("link", name="Open this case").get_attribute("href")
+        assert verdicts(front) == [(0, "right", 0, 0)]
+
+
+def test_what_was_said_is_never_lost(front: Front, browser: Browser, desk: Desk) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.expect_fault("Failed to load resource|ERR_INTERNET_DISCONNECTED|503")
+        visitor.sign_in(front.key("review"))
+        page = open_page(visitor, desk)
+        visitor.context.set_offline(True)
+        for _ in range(4):
+            page.keyboard.press("a")
+        page.wait_for_selector("#outbox .notice")
+        assert "4 reviews wait and will be sent again" in page.inner_text("#outbox")
+        asked: list[str] = []
+        page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+        page.evaluate("location.href = '/console'")
+        wait_for("the warning", lambda: page.wait_for_timeout(50) or asked == ["beforeunload"], 10)
+        assert saved(front) == 0
+        # The browser dies; the next visit sends what it had kept.
+        state = visitor.context.storage_state()
+    context = browser.new_context(storage_state=state)
+    page = context.new_page()
+    page.goto(f"{front.url}/console/review?archive={desk.archive}")
+    wait_for("all reviews", lambda: page.wait_for_timeout(50) or saved(front) == 4, 30)
+    page.reload()
+    page.wait_for_selector("#review[data-at]")
+    assert saved(front) == 4
+    context.close()
+
+
+def test_second_opinions_show_agreement(front: Front, browser: Browser, desk: Desk) -> None:
+    with visiting(browser, front.url) as one, visiting(browser, front.url) as other:
+        one.sign_in(front.key("review"))
+        other.sign_in(front.key("review"))
+        page = open_page(one, desk)
+        for verdict in "aaa":
+            page.keyboard.press(verdict)
+        settle(page)
+        page = open_page(other, desk)
+        page.get_by_role("link", name="3 wait for a second opinion").click()
+        wait_for("cases ahead", lambda: cases_ahead(page) >= 3, 15)
+        for keys in ("a", "a", "nx"):
+            for key in keys:
+                page.keyboard.press(key)
+        settle(page)
+        page = open_page(other, desk)
+        assert "agreement 66.7 %" in page.inner_text("#review-progress")
+        assert "of 3 answers" in page.inner_text("#review-progress")
+        assert "1 disagreements" in page.inner_text("#review-progress")
+
+
+def test_without_scripts_one_case_after_another(front: Front, browser: Browser, desk: Desk) -> None:
+    with visiting(browser, front.url, scripts=False) as visitor:
+        visitor.sign_in(front.key("review"))
+        page = open_page(visitor, desk, ahead=0)
+        first = page.inner_text("form.case h2")
+        page.locator(".candidate .no").nth(1).click()
+        page.get_by_label("The right answer").fill("an elephant")
+        page.get_by_role("button", name="Wrong").click()
+        page.wait_for_url("**/console/review?*")
+        assert "Saved as wrong." in page.inner_text("#messages")
+        assert page.inner_text("form.case h2") != first
+        assert verdicts(front) == [(0, "wrong", 0, 1)]
+        page.get_by_role("button", name="Undo").click()
+        assert "undone" in page.inner_text("#messages")
+        assert page.inner_text("form.case h2") == first and verdicts(front) == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everybody_can_use_it(front: Front, browser: Browser, desk: Desk, theme: Theme) -> None:
+    with visiting(browser, front.url, theme=theme) as visitor:
+        visitor.sign_in(front.key("review"))
+        page = open_page(visitor, desk)
+        page.keyboard.press("y")
+        page.keyboard.press("n")
+        for width in (390, 1400):
+            page.set_viewport_size({"width": width, "height": 900})
+            visitor.check_fits()
+        visitor.check_access()
+        visitor.draw("review" if theme == "light" else "review-dark")
+        page.keyboard.press("?")
+        visitor.check_access("keys")
+        page.get_by_role("button", name="Close").click()
+        visitor.go(f"/console/review?archive={desk.archive}&reason=said_wrong")
+        page.wait_for_selector(".no-case")
+        visitor.check_access("no case")
+
+
+def test_hostile_texts_are_harmless(front: Front, browser: Browser) -> None:
+    hostile = make_desk(front.office.engine, front.office.objects, "hostile", cases=3, pictures=3, hostile=True)
+    with visiting(browser, front.url, width=390) as visitor:
+        visitor.sign_in(front.key("review"))
+        page = open_page(visitor, hostile, ahead=3)
+        page.wait_for_timeout(300)
+        for _ in range(3):
+            assert page.title() == "Review · RagLLaVA"
+            visitor.check_fits()
+            assert "\u202e" not in page.inner_text("main")
+            page.keyboard.press("j")
