@@ -71,7 +71,7 @@ def result_page(connection: Connection, job_id: int, query: ResultQuery) -> Resu
     return ResultPage(rows, waiting, after.next_after)
 
 
-def _as_result_rows(  # noqa: PLR0913 - what a row is made of
+def _as_result_rows(
     connection: Connection,
     job_id: int,
     searched: str | None,

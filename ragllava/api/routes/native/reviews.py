@@ -278,9 +278,7 @@ def save_review(call: Call[NoQuery, OpinionBody]) -> SavedObject:
 )
 def undo_review(call: Call[NoQuery, UndoBody]) -> CaseObject:
     """Undo the caller's last review: its label is gone, its case as before. 409 when the case has changed since."""
-    case: NoisyView = call.client.reviewing.undo(
-        call.archive(call.path("archive")), call.body.tab, call.body.save_id
-    )
+    case: NoisyView = call.client.reviewing.undo(call.archive(call.path("archive")), call.body.tab, call.body.save_id)
     return CaseObject(case=json_of(case))
 
 
