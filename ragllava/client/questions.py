@@ -129,7 +129,8 @@ class Questions(Namespace):
         an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
         """
         how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
-        file = _read(source, self._asked_pictures(archive, _folder_of(source)).store)
+        with self._asked_pictures(archive, _folder_of(source)).storing() as store_picture:
+            file = _read(source, store_picture)
         with admitted(len(file.lines)):
             return self._queue(submit_questions, file, how)
 

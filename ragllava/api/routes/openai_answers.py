@@ -113,6 +113,8 @@ def _begin(call: Call[NoQuery, Any], url: str) -> int:
     archive = call.archive(name)
     asked = asked_in(call.body.model_dump(), url)
     options = options_of(metadata)
+    if asked.picture is not None:
+        call.client.access.admit_bytes(call.principal, len(asked.picture))
     with call.client.access.admitted(call.principal, 1):
         return call.client.questions.begin(asked.text, archive, options, picture=asked.picture)
 

@@ -132,7 +132,9 @@ class Access(Namespace):
         """Raises QuotaExceeded when a caller may not store so many bytes more."""
         most = self.limits_of(principal).stored_mib or 0
         if most and self._do(usage.stored_bytes, principal.owner) + size_bytes > most * 2**20:
-            raise QuotaExceeded(f"this caller may store {most:,} MiB; delete files, or let them expire", 3600.0)
+            raise QuotaExceeded(
+                f"this caller may store {most:,} MiB; delete files and jobs with pictures, or let files expire", 3600.0
+            )
 
     def audit(self, entry: AuditEntry) -> None:
         """Note a call."""

@@ -18,7 +18,12 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -26,6 +31,7 @@ from urllib.parse import unquote
 from sqlalchemy import Connection, Engine, func, literal, select
 
 from ragllava.errors import ObjectMissing, SettingsError, UsageError
+from ragllava.stages.answer.question_files import StorePicture
 from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stores.access.uploads import Upload
 from ragllava.stores.archives import archive, blobs
@@ -37,7 +43,10 @@ from ragllava.stores.schema import bindings
 
 MAX_PICTURE_BYTES = 20 * 2**20
 MAX_REMOTE = 100  # pictures of other hosts in one question file: they are fetched one after the other
+MAX_REMOTE_S = 60.0  # for all of them
 
+_THREADS = 8
+_HELD = 2 * _THREADS  # pictures in memory
 _MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
 _FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 
@@ -59,6 +68,7 @@ class AskedPictures:
     upload: FindUpload | None = None
     folder: Path | None = None
     _fetched: int = field(default=0, init=False)
+    _fetching_s: float = field(default=0.0, init=False)
 
     def store(self, address: str) -> str:
         """The sha256 (hex) of the picture at an address; its bytes are in the object store afterwards.
@@ -69,14 +79,34 @@ class AskedPictures:
 
     def store_bytes(self, data: bytes) -> str:
         """As `store`, for the bytes of a picture."""
-        if not data:
-            raise UsageError("the picture is empty")
-        if len(data) > MAX_PICTURE_BYTES:
-            raise _too_large(len(data))
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = _checked(data)
+        self._put(sha256, data)
+        return sha256
+
+    @contextmanager
+    def storing(self) -> Iterator[StorePicture]:
+        """`store` for the pictures of a file: threads put them meanwhile, and all are there when the block has ended.
+
+        Raises ServiceUnavailable, at the latest then.
+        """
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="asked pictures") as threads:
+            running: deque[Future[None]] = deque()
+
+            def store(address: str) -> str:
+                data = self._read(address)
+                sha256 = _checked(data)
+                if len(running) == _HELD:  # so few are in memory
+                    running.popleft().result()
+                running.append(threads.submit(copy_context().run, self._put, sha256, data))
+                return sha256
+
+            yield store
+            for put in running:
+                put.result()
+
+    def _put(self, sha256: str, data: bytes) -> None:
         if in_transaction(self.engine, blobs.announce_blobs, [NewBlob(sha256, len(data), _MEDIA_TYPE)]):
             self.objects.put(content_key(sha256), data, _MEDIA_TYPE)
-        return sha256
 
     def _read(self, address: str) -> bytes:
         scheme = address.partition(":")[0].lower() if ":" in address[:10] else ""
@@ -85,13 +115,22 @@ class AskedPictures:
         if scheme == "s3":
             return self._read_bound(address)
         if scheme in ("http", "https"):
-            self._fetched += 1
-            if self._fetched > MAX_REMOTE:
-                raise UsageError(f"a question file has pictures of other hosts in at most {MAX_REMOTE} lines")
-            return self.remote.fetch(address, MAX_PICTURE_BYTES)
+            return self._fetch(address)
         if self.upload is not None and _FILE_ID.fullmatch(address):
             return self._read_upload(self.upload(address))
         return self._read_file(address)
+
+    def _fetch(self, address: str) -> bytes:
+        self._fetched += 1
+        if self._fetched > MAX_REMOTE:
+            raise UsageError(f"a question file has pictures of other hosts in at most {MAX_REMOTE} lines")
+        if self._fetching_s > MAX_REMOTE_S:
+            raise UsageError(f"the pictures of other hosts took more than {MAX_REMOTE_S:g} s; send them with the file")
+        began = time.monotonic()
+        try:
+            return self.remote.fetch(address, MAX_PICTURE_BYTES)
+        finally:
+            self._fetching_s += time.monotonic() - began
 
     def _read_bound(self, address: str) -> bytes:
         bucket, _, key = address.removeprefix(address[:5]).partition("/")
@@ -121,6 +160,15 @@ class AskedPictures:
         if not path.is_relative_to(folder):
             raise UsageError(f"{address[:200]} is not within the folder of the question file")
         return read_picture_file(path)
+
+
+def _checked(data: bytes) -> str:
+    """The sha256 (hex) of a picture. Raises UsageError for none, and for too many bytes."""
+    if not data:
+        raise UsageError("the picture is empty")
+    if len(data) > MAX_PICTURE_BYTES:
+        raise _too_large(len(data))
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_picture_file(path: Path) -> bytes:

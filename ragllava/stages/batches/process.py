@@ -114,11 +114,11 @@ def _read(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batch
         return in_transaction(engine, _upload_of_owner, batch, file_id)
 
     pictures = AskedPictures(engine, objects, batch.archive, RemotePictures.of(settings), find_upload)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pictures.storing() as store_picture:
         path = Path(folder) / "batch.jsonl"
         objects.fetch(upload.object_key, path)
         return read_questions(
-            path, name=upload.filename, format=FileFormat.JSONL, rules=rules, store_picture=pictures.store
+            path, name=upload.filename, format=FileFormat.JSONL, rules=rules, store_picture=store_picture
         )
 
 

@@ -98,7 +98,8 @@ def _submit(
         outbox=outbox,
     )
     pictures = AskedPictures(engine, objects, binding.archive, RemotePictures.of(settings))
-    questions = read_questions(content, name=outbox.source, store_picture=pictures.store)
+    with pictures.storing() as store_picture:
+        questions = read_questions(content, name=outbox.source, store_picture=store_picture)
     job_id = in_transaction(engine, submit_questions, settings, questions, submission).job_id
     log.info("question file submitted", extra={"action": "job_submitted", "job": job_id, "address": outbox.source})
     return job_id

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
 from ragllava.errors import QuotaExceeded
 from ragllava.stores.database import lock_name, records
-from ragllava.stores.schema import api_usage, audit, batches, jobs, uploads
+from ragllava.stores.schema import api_usage, audit, batches, blobs, jobs, questions, uploads
 from ragllava.stores.sessions import OPEN_JOBS, OWNER
 
 _OPEN_JOBS_RETRY_S = 30.0  # jobs end at any time
@@ -100,9 +100,14 @@ def require_room(connection: Connection, new: int = 0) -> None:
 
 
 def stored_bytes(connection: Connection, owner: str) -> int:
-    """The bytes of the files that a caller has stored; output files of batches do not count."""
-    query = select(func.coalesce(func.sum(uploads.c.size_bytes), 0))
-    return int(connection.execute(query.where(uploads.c.owner == owner, uploads.c.job_id.is_(None))).scalar_one())
+    """The bytes that a caller has stored: files, and pictures of questions, each once. Output files of batches do not
+    count."""
+    own_files = select(func.coalesce(func.sum(uploads.c.size_bytes), 0))
+    own_files = own_files.where(uploads.c.owner == owner, uploads.c.job_id.is_(None))
+    of_questions = select(questions.c.picture).join(jobs, jobs.c.id == questions.c.job_id)
+    of_questions = of_questions.where(questions.c.picture.is_not(None), jobs.c.owner == owner)
+    pictures = select(func.coalesce(func.sum(blobs.c.size_bytes), 0)).where(blobs.c.sha256.in_(of_questions))
+    return sum(int(connection.execute(query).scalar_one()) for query in (own_files, pictures))
 
 
 def add_audit(connection: Connection, entry: AuditEntry) -> None:

@@ -137,6 +137,17 @@ def test_a_question_with_a_picture(sdk: OpenAI, front: Front) -> None:
     assert picture_of(front) == sha256
 
 
+def test_pictures_of_questions_count_as_stored(front: Front) -> None:
+    key = front.key("ask", ["stamps"], stored_mib=1)
+    address = f"data:image/png;base64,{base64.b64encode(bytes(600_000)).decode()}"
+    body = {"model": "ragllava/stamps"} | picture(address)
+    assert front.call("POST", "/v1/chat/completions", key, json=body)[0] == 200
+    status, answer, _ = front.call("POST", "/v1/chat/completions", key, json=body)
+    assert status == 429 and "1 MiB" in answer["error"]["message"]
+    rows = {"archive": "stamps", "questions": [{"question": "What?", "picture": address}]}
+    assert front.call("POST", "/v1/jobs", key, json=rows)[0] == 429
+
+
 def test_a_file_of_another_tenant_is_no_picture(sdk: OpenAI, front: Front) -> None:
     with OpenAI(base_url=f"{front.url}/v1", api_key=front.key("ask", ["coins"]), max_retries=0) as other:
         file = other.files.create(file=("ship.png", b"x"), purpose="vision")

@@ -160,8 +160,9 @@ def test_sigterm_lets_an_answer_end(plain: Client, environment: dict[str, str]) 
 
 def test_limits_are_answered_with_their_number(front: Front) -> None:
     key = front.key()
-    status, body, _ = front.call("POST", "/v1/chat/completions", key, json={"model": "x" * (17 * MIB)})
-    assert status == 413 and "16,777,216 bytes" in body["error"]["message"]
+    for path, most in (("/v1/batches", "16,777,216"), ("/v1/chat/completions", "33,554,432")):
+        status, body, _ = front.call("POST", path, key, json={"model": "x" * (33 * MIB)})
+        assert status == 413 and f"{most} bytes" in body["error"]["message"]
     host, _, port = front.url.removeprefix("http://").partition(":")
     head = f"POST /v1/files HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
     form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999999999\r\n\r\n"

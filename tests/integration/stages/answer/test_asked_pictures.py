@@ -64,7 +64,8 @@ def card_file(postcards: Postcards, number: int) -> Path:
 
 def submit(shop: Workshop, lines: list[dict[str, Any]], folder: Path | None = None, **options: Any) -> int:
     content = "\n".join(map(json.dumps, lines)).encode()
-    file = read_questions(content, name="q.jsonl", store_picture=pictures_of(shop, folder=folder).store)
+    with pictures_of(shop, folder=folder).storing() as store_picture:
+        file = read_questions(content, name="q.jsonl", store_picture=store_picture)
     how = Submission(ARCHIVE, AnswerOptions(**options))
     return in_transaction(shop.engine, submit_questions, shop.settings, file, how).job_id
 
@@ -254,6 +255,24 @@ def test_addresses_that_are_refused(gallery: Workshop, tmp_path: Path, address: 
 def test_no_path_is_read_where_no_folder_is_given(gallery: Workshop) -> None:
     with pytest.raises(UsageError, match="is no address of a picture"):
         pictures_of(gallery).store("/etc/hostname")
+
+
+def test_all_pictures_of_a_file_are_there_when_it_has_been_read(gallery: Workshop) -> None:
+    pictures = pictures_of(gallery)
+    with pictures.storing() as store:
+        hashes = [store(f"data:image/png;base64,{base64.b64encode(bytes([n])).decode()}") for n in range(60)]
+    assert len(set(hashes)) == 60 and set(hashes) <= stored(gallery)
+
+
+def test_slow_and_many_other_hosts_are_given_up(gallery: Workshop) -> None:
+    pictures = pictures_of(gallery)
+    for number in range(101):
+        with pytest.raises(UsageError, match="at most 100 lines" if number == 100 else "are not fetched from"):
+            pictures.store("https://example.org/a.png")
+    slow = pictures_of(gallery)
+    slow._fetching_s = 61.0
+    with pytest.raises(UsageError, match="took more than 60 s"):
+        slow.store("https://example.org/a.png")
 
 
 def test_ask_with_a_file(gallery: Workshop, postcards: Postcards, client: Client) -> None:
