@@ -30,7 +30,7 @@ def shop(whole_gallery: Workshop) -> Iterator[Shop]:
 
 def submit(shop: Shop, folder: Path, questions: list[str], name: str) -> int:
     """A job of somebody with a key."""
-    file = folder / "questions.csv"
+    file = folder / f"{len(questions)}-questions.csv"
     file.write_text("\n".join(["question", *(f'"{question}"' for question in questions)]))
     with shop.http("ask") as http, file.open("rb") as stream:
         data = {"archive": "postcards", "name": name}
