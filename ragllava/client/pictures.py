@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ragllava.client.connections import Namespace, forwarded
+from ragllava.client.connections import Namespace
 from ragllava.filters import parse_where
 from ragllava.stages.pictures.captions import edit_caption
 from ragllava.stages.pictures.duplicates import Duplicates, find_duplicates
@@ -33,8 +33,6 @@ class Pictures(Namespace):
     def get(self, name: str, image_id: int) -> PictureView:
         """What an archive knows of one image, by its id alone. Raises NotFound."""
         return self._do(view_image, name, image_id)
-
-    archive_of = forwarded(image_lists.archive_of)
 
     def content(self, name: str, image_id: int) -> StoredContent:
         """The hash and the type of a picture's bytes. Raises NotFound."""

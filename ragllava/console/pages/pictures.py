@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from ragllava.api.route import Body, NoBody, NoQuery
 from ragllava.api.routes.native import pictures as api
 from ragllava.client import AccessRole
-from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
+from ragllava.console.page import Context, Done, Pages, Shown, Visit
 from ragllava.console.pages.archives import ARCHIVE, LIST
 
 pages = Pages("Archives")
@@ -47,23 +47,6 @@ def send_thumbnail(visit: Visit[NoQuery, NoBody]) -> Response:
 def send_content(visit: Visit[NoQuery, NoBody]) -> Response:
     """The bytes of the picture."""
     return api.send_picture(visit, api.content_of(visit))
-
-
-@pages.get(f"{ROOT}/pictures/{{image_id}}", needs=AccessRole.READ, archive_in="path:image_id")
-def lead_to_picture(visit: Visit[NoQuery, NoBody]) -> Response:
-    """To the page of a picture, whichever archive it is in."""
-    image_id = visit.number("image_id")
-    return RedirectResponse(f"{LIST}/{visit.client.pictures.archive_of(image_id)}/pictures/{image_id}", 303)
-
-
-@pages.get(
-    f"{ROOT}/pictures/{{image_id}}/thumbnail", needs=AccessRole.READ, archive_in="path:image_id", is_counted=False
-)
-def send_thumbnail_of(visit: Visit[NoQuery, NoBody]) -> Response:
-    """A small JPEG of a picture, whichever archive it is in."""
-    image_id = visit.number("image_id")
-    pictures = visit.client.pictures
-    return api.send_thumbnail(visit, pictures.content(pictures.archive_of(image_id), image_id))
 
 
 @pages.get(

@@ -19,7 +19,7 @@ from ragllava.stores.archives import filtering, vectors
 from ragllava.stores.archives.archive import ListedImage
 from ragllava.stores.archives.word_index import IMAGES
 from ragllava.stores.database import equals_any, record, records
-from ragllava.stores.schema import archives, images
+from ragllava.stores.schema import images
 
 _NAME = 'left(i.source, 200) COLLATE "C"'  # by which lists are ordered; longer names by id
 
@@ -178,15 +178,6 @@ def content_of(connection: Connection, archive_id: int, image_id: int) -> Stored
     if row is None:
         raise NotFound(f"there is no picture {image_id} in this archive")
     return record(StoredContent, row)
-
-
-def archive_of(connection: Connection, image_id: int) -> str:
-    """The name of the archive that an image belongs to. Raises NotFound."""
-    query = select(archives.c.name).join(images, images.c.archive_id == archives.c.id)
-    name = connection.scalar(query.where(images.c.id == image_id))
-    if name is None:
-        raise NotFound(f"there is no picture {image_id}")
-    return str(name)
 
 
 def _condition(connection: Connection, archive_id: int, options: ListOptions) -> tuple[str, Mapping[str, Any]]:

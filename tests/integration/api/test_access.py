@@ -61,6 +61,7 @@ def example_body(route: Route, place: Place) -> Any:
         },
         "create_archive": {"name": "new"},
         "rename_archive": {"name": "new"},
+        "edit_picture": {"caption": "x", "expected": None},
         "create_binding": {"address": "s3://nowhere/"},
         "ingest_prefix": {"address": "s3://nowhere/"},
         "reindex_archive": {},

@@ -195,7 +195,7 @@ def test_a_question_is_answered_with_its_evidence_and_marked(
         page.get_by_role("button", name="✓ Right").wait_for()
         row = next(shop.client.questions.results(int(page.url.rpartition("/")[2])))
         assert page.locator("#answer .big").inner_text() == (row.answer or "No picture of postcards answers this.")
-        assert page.locator("#answer .evidence").count() == len(row.evidence)
+        assert page.locator("#answer .evidence-card").count() == len(row.evidence)
         page.get_by_text("with the right answer").click()
         page.get_by_label("Right answer").fill("a pyramid")
         page.get_by_role("button", name="✗ Wrong").click()
