@@ -87,7 +87,7 @@ def save_review(connection: Connection, opinion: Opinion, reviewer: Reviewer) ->
         return SavedReview(case.state, earlier.version)
     _require_unchanged(connection, case, opinion, reviewer)
     label_id = _apply(connection, opinion)
-    version = reviewing.next_version(connection, opinion.key)
+    version, state = reviewing.next_version(connection, opinion.key)
     review = Review(
         job_id=opinion.job_id,
         question_no=opinion.question_no,
@@ -102,8 +102,7 @@ def save_review(connection: Connection, opinion: Opinion, reviewer: Reviewer) ->
     )
     reviewing.insert_review(connection, case.archive_id, review)
     reviewing.release(connection, reviewer, [opinion.key])
-    [after] = noisy.load_cases(connection, [opinion.key])
-    return SavedReview(after.state, version)
+    return SavedReview(state, version)
 
 
 def undo_review(
