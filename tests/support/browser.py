@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-DRAWING = os.environ.get("RAGLLAVA_DRAW_CONSOLE") == "1"  # write the pictures of docs/console.md
+DRAWING = os.environ.get("DRAW_CONSOLE") == "1"  # write the pictures of docs/console.md
 Theme = Literal["light", "dark"]
 
 _FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -32,8 +32,8 @@ _WCAG = {
 
 
 def chromium_path() -> str | None:
-    """Where Chromium is: RAGLLAVA_CHROMIUM, else a browser of the system; None: nowhere."""
-    given = os.environ.get("RAGLLAVA_CHROMIUM")
+    """Where Chromium is: CHROMIUM, else a browser of the system; None: nowhere."""
+    given = os.environ.get("CHROMIUM")
     return given or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -42,7 +42,7 @@ def open_browser() -> Iterator[Browser]:
     """Chromium without a window. Skips the test where there is none."""
     path = chromium_path()
     if path is None:
-        pytest.skip("no Chromium: install the package chromium, or set RAGLLAVA_CHROMIUM to a browser")
+        pytest.skip("no Chromium: install the package chromium, or set CHROMIUM to a browser")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra `test`")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, headless=True, args=list(_FLAGS))

@@ -83,7 +83,7 @@ _ALL_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
 # Besides the tables with policies. Nothing of these belongs to one archive.
 _RIGHTS = {
     "alembic_version": "SELECT",
-    "api_keys": "SELECT, INSERT, UPDATE",
+    "api_keys": "SELECT, INSERT, UPDATE (revoked_at)",
     "api_usage": "SELECT, INSERT, UPDATE",
     "audit": "SELECT, INSERT",
     "blobs": "SELECT, INSERT, UPDATE",

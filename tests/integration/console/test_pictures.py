@@ -1,6 +1,6 @@
 """The console beside a worker with the mini models: real answers with their pictures, and the pictures of the pages.
 
-`RAGLLAVA_DRAW_CONSOLE=1 pytest tests/integration/console/test_pictures.py` writes those of docs/console.md.
+`DRAW_CONSOLE=1 pytest tests/integration/console/test_pictures.py` writes those of docs/console.md.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ragllava.client import ScheduleAction, ScheduleRequest
+from ragllava.stores.database import in_transaction
+from ragllava.stores.maintenance import ticks
 from tests.support.api_shop import Shop, open_shop
-from tests.support.browser import visiting
+from tests.support.browser import DRAWING, visiting
 from tests.support.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -26,11 +28,23 @@ def shop(whole_gallery: Workshop) -> Iterator[Shop]:
         yield shop
 
 
+def submit(shop: Shop, folder: Path, questions: list[str], name: str) -> int:
+    """A job of somebody with a key."""
+    file = folder / f"{len(questions)}-questions.csv"
+    file.write_text("\n".join(["question", *(f'"{question}"' for question in questions)]))
+    with shop.http("ask") as http, file.open("rb") as stream:
+        data = {"archive": "postcards", "name": name}
+        submitted = http.post("/v1/jobs/file", data=data, files={"file": (file.name, stream)}).raise_for_status()
+    return int(submitted.json()["job"])
+
+
 def test_answers_are_shown_with_the_pictures_that_they_rest_on(
     shop: Shop, browser: Browser, ten_questions: list[str], tmp_path: Path
 ) -> None:
-    job = shop.client.questions.submit(ten_questions, "postcards", name="Ten questions about postcards")
-    shop.client.jobs.wait(job.job_id, timeout_s=120)
+    job = submit(shop, tmp_path, ten_questions, "Ten questions about postcards")
+    shop.client.jobs.wait(job, timeout_s=120)
+    in_transaction(shop.workshop.engine, ticks.note_tick)
+    shop.workshop.live_worker("train@test", ("train",))
     schedules = shop.client.schedules
     schedules.add(ScheduleRequest(ScheduleAction.GAPS, "0 3 * * *", "postcards", name="nightly-gaps"))
     schedules.add(ScheduleRequest(ScheduleAction.GC, "30 4 * * 0", timezone="Europe/Berlin"))
@@ -40,8 +54,13 @@ def test_answers_are_shown_with_the_pictures_that_they_rest_on(
     with visiting(browser, shop.url, height=1000) as visitor:
         visitor.sign_in(shop.key())
         page = visitor.go("/console")
-        visitor.draw("overview")
-        visitor.go(f"/console/jobs/{job.job_id}")
+        page.get_by_text("Everything is well").wait_for()
+        if DRAWING:
+            running = submit(shop, tmp_path, ten_questions * 20, "Flags and windows")
+            page.locator("#state td.progress rect").first.wait_for(state="attached", timeout=90_000)  # no reload
+            visitor.draw("overview")
+            shop.client.jobs.cancel(running)
+        visitor.go(f"/console/jobs/{job}")
         page.wait_for_load_state("networkidle")
         pictures = page.locator(".result .thumb")
         assert pictures.count() >= 8

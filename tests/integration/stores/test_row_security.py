@@ -160,7 +160,7 @@ def test_the_scope_ends_with_its_transaction(api: Engine) -> None:
         "TRUNCATE jobs",
         "INSERT INTO api_keys (prefix, sha256, name, role) VALUES ('x', 'x', 'x', 'admin')",
         "UPDATE api_keys SET role = 'admin'",
-        "SELECT * FROM audit",
+        "UPDATE audit SET owner = 'x'",
         "DELETE FROM audit",
         "SELECT * FROM embeddings_2",
         "CREATE TABLE mine (x int)",

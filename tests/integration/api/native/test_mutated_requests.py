@@ -21,8 +21,8 @@ from ragllava.jobs.kinds import KINDS
 from ragllava.settings import Settings
 from ragllava.stores.schema import batches, jobs, uploads
 from tests.conftest import own_settings
-from tests.support.api_server import Front, open_front
 from tests.integration.api.test_access import example_body
+from tests.support.api_server import Front, open_front
 from tests.support.archive_places import HOOK, Place, make_place
 
 # By hand, `MUTATED_REQUESTS=20000 pytest tests/integration/api/native/test_mutated_requests.py` tries more.
