@@ -69,7 +69,7 @@ def _create_reviews() -> None:
             name="fk_reviews_job_id_question_no",
             ondelete="CASCADE",
         ),
-        sa.UniqueConstraint("reviewer", "save_id", name="uq_reviews_reviewer_save_id"),
+        sa.UniqueConstraint("archive_id", "reviewer", "save_id", name="uq_reviews_archive_id_reviewer_save_id"),
     )
     op.create_index("ix_reviews_question", "reviews", ["job_id", "question_no", "id"])
     op.create_index("ix_reviews_archive_id_created_at", "reviews", ["archive_id", "created_at"])

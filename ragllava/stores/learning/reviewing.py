@@ -190,9 +190,10 @@ def insert_review(connection: Connection, archive_id: int, review: Review) -> No
     connection.execute(reviews.insert().values(values | listed | {"verdict": verdict, "archive_id": archive_id}))
 
 
-def find_review(connection: Connection, reviewer: str, save_id: str) -> Review | None:
-    """What a reviewer has saved under this id."""
-    query = select(reviews).where(reviews.c.reviewer == reviewer, reviews.c.save_id == save_id)
+def find_review(connection: Connection, archive_id: int, reviewer: str, save_id: str) -> Review | None:
+    """What a reviewer has saved under this id in an archive."""
+    of_reviewer = (reviews.c.archive_id == archive_id, reviews.c.reviewer == reviewer)
+    query = select(reviews).where(*of_reviewer, reviews.c.save_id == save_id)
     row = connection.execute(query).one_or_none()
     return None if row is None else record(Review, row)
 
