@@ -23,7 +23,7 @@ def upgrade() -> None:
     op.add_column("noisy_cases", sa.Column("locked_tab", sa.Text()))
     op.add_column("noisy_cases", sa.Column("locked_until", sa.DateTime(timezone=True)))
     op.drop_index("ix_noisy_cases_archive_id_state", "noisy_cases")
-    queue = ["archive_id", "state", sa.text("job_id DESC"), "question_no"]
+    queue: list[str | sa.TextClause] = ["archive_id", "state", sa.text("job_id DESC"), "question_no"]
     op.create_index("ix_noisy_cases_queue", "noisy_cases", queue)
     held = sa.text("locked_by IS NOT NULL")
     op.create_index("ix_noisy_cases_locked_by", "noisy_cases", ["locked_by", "locked_tab"], postgresql_where=held)
@@ -69,7 +69,7 @@ def _create_reviews() -> None:
             name="fk_reviews_job_id_question_no",
             ondelete="CASCADE",
         ),
-        sa.UniqueConstraint("reviewer", "save_id", name="uq_reviews_reviewer_save_id"),
+        sa.UniqueConstraint("archive_id", "reviewer", "save_id", name="uq_reviews_archive_id_reviewer_save_id"),
     )
     op.create_index("ix_reviews_question", "reviews", ["job_id", "question_no", "id"])
     op.create_index("ix_reviews_archive_id_created_at", "reviews", ["archive_id", "created_at"])

@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ragllava.errors import UsageError
 from ragllava.evaluation.threshold_curve import ThresholdPoint, threshold_points
 from ragllava.records import Label, Role, StoredImage
 from ragllava.stores.archives import archive
@@ -54,11 +53,12 @@ class ChangedExamples:
 class ThresholdCurve:
     """What each η would do to the labelled questions of an archive that a reranker version has answered.
 
-    `threshold` is the version's own. `correct` and `wrong` count labelled candidates of `questions`.
+    `threshold` is the version's own. `correct` and `wrong` count labelled candidates of `questions`. `version` None:
+    there is no reranker yet.
     """
 
     archive: str
-    version: str
+    version: str | None
     threshold: float | None
     questions: int
     correct: int
@@ -95,12 +95,12 @@ def changed_examples(connection: Connection, view: VersionView) -> ChangedExampl
 
 
 def threshold_curve(connection: Connection, profile: str, name: str, version: str | None) -> ThresholdCurve:
-    """The curve of an archive. Without a version, of the champion. Raises UsageError where there is neither."""
+    """The curve of an archive. Without a version, of the champion. Raises UsageError for an unknown one."""
     archive_id = archive.get_archive(connection, name).archive_id
     if version is None:
         chosen = registry.champion(connection, Role.RERANKER, profile)
         if chosen is None:
-            raise UsageError("there is no reranker yet; the first worker that answers registers it: `ragllava up`")
+            return ThresholdCurve(name, None, None, 0, 0, 0, ())
     else:
         chosen = registry.find_version(connection, profile, version, Role.RERANKER).version
     candidates = judged_candidates(connection, archive_id, chosen.name, _MOST_QUESTIONS)

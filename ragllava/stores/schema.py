@@ -495,7 +495,7 @@ reviews = Table(
     Column("version", BigInteger, nullable=False),  # of the case after it
     moment("created_at"),
     question_key(),
-    UniqueConstraint("reviewer", "save_id"),
+    UniqueConstraint("archive_id", "reviewer", "save_id"),
     Index("ix_reviews_question", "job_id", "question_no", "id"),
     Index("ix_reviews_archive_id_created_at", "archive_id", "created_at"),
 )

@@ -46,6 +46,7 @@ def make_place(front: Front, archive: str) -> Place:
     hook, _ = front.client.webhooks.create("test", archive, HOOK, [JobKind.ANSWER])
     job_id = front.client.questions.submit([{"custom_id": "q", "question": "What?"}], archive).job_id
     front.client.jobs.wait(job_id, timeout_s=60)
+    front.client.reviews.feedback([{"job": job_id, "custom_id": "q", "verdict": "wrong"}])  # a noisy case
     paths = {
         "archive": archive,
         "file_id": file.id,

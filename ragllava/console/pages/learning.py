@@ -24,7 +24,7 @@ from ragllava.client import (
 from ragllava.client.comparison import threshold_fit
 from ragllava.console.charts import loss_chart, rate_chart, threshold_chart
 from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
-from ragllava.errors import NotFound, UsageError
+from ragllava.errors import NotFound
 from ragllava.evaluation.threshold_curve import ThresholdPoint, nearest_point
 
 pages = Pages("Learning")
@@ -170,7 +170,7 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
     versions, promotions = models.list(), models.promotions(limit=_PROMOTIONS)
     labelled = list(dict.fromkeys(name for role in Role for name in models.labelled_archives(role)))
     name = archive or next(iter(labelled), None)
-    curve, problem = _curve(visit, name)
+    curve = models.threshold_curve(visit.archive(name)) if name is not None else None
     return {
         "roles": [_role_line(role, versions, promotions) for role in Role],
         "versions": versions[:_VERSIONS],
@@ -179,24 +179,12 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
         "labelled": labelled,
         "trained": trained,
         "curve": curve,
-        "curve_problem": problem,
         "chart": threshold_chart(curve) if curve and curve.points else None,
         "nearest": _at_own_threshold(curve),
         "archive": name,
         "plan": None,
         "may_change": _may_change(visit),
     }
-
-
-def _curve(visit: Visit[Any, Any], name: str | None) -> tuple[ThresholdCurve | None, str | None]:
-    if name is None:
-        return None, None
-    try:
-        return visit.client.models.threshold_curve(visit.archive(name)), None
-    except NotFound:
-        raise
-    except UsageError as error:  # there is no reranker yet
-        return None, str(error)
 
 
 def _at_own_threshold(curve: ThresholdCurve | None) -> ThresholdPoint | None:

@@ -82,12 +82,12 @@ def save_review(connection: Connection, opinion: Opinion, reviewer: Reviewer) ->
     case = reviewing.lock_case(connection, opinion.key)
     if case is None:
         raise NotFound(f"question {opinion.question_no} of job {opinion.job_id} is no noisy case")
-    earlier = reviewing.find_review(connection, reviewer.name, opinion.save_id)
+    earlier = reviewing.find_review(connection, case.archive_id, reviewer.name, opinion.save_id)
     if earlier is not None:
         return SavedReview(case.state, earlier.version)
     _require_unchanged(connection, case, opinion, reviewer)
     label_id = _apply(connection, opinion)
-    version = reviewing.next_version(connection, opinion.key)
+    version, state = reviewing.next_version(connection, opinion.key)
     review = Review(
         job_id=opinion.job_id,
         question_no=opinion.question_no,
@@ -102,8 +102,7 @@ def save_review(connection: Connection, opinion: Opinion, reviewer: Reviewer) ->
     )
     reviewing.insert_review(connection, case.archive_id, review)
     reviewing.release(connection, reviewer, [opinion.key])
-    [after] = noisy.load_cases(connection, [opinion.key])
-    return SavedReview(after.state, version)
+    return SavedReview(state, version)
 
 
 def undo_review(
@@ -116,7 +115,7 @@ def undo_review(
     if save_id is None:
         review = reviewing.last_review(connection, archive_id, reviewer.name)
     else:
-        review = reviewing.find_review(connection, reviewer.name, save_id)
+        review = reviewing.find_review(connection, archive_id, reviewer.name, save_id)
     if review is None:
         raise Conflict("there is nothing to undo: you have no such review in this archive")
     case = reviewing.lock_case(connection, review.key)

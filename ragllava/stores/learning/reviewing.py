@@ -166,12 +166,13 @@ def lock_case(connection: Connection, key: QuestionKey) -> LockedCase | None:
     return None if row is None else record(LockedCase, row)
 
 
-def next_version(connection: Connection, key: QuestionKey) -> int:
-    """Give a case its next version, also where a review has changed nothing else; returns it."""
+def next_version(connection: Connection, key: QuestionKey) -> tuple[int, NoisyState]:
+    """Give a case its next version, also where a review has changed nothing else; returns it and the state."""
     cases = noisy_cases.c
     of_case = update(noisy_cases).where(cases.job_id == key[0], cases.question_no == key[1])
-    grown = of_case.values(version=cases.version + 1).returning(cases.version)
-    return int(connection.execute(grown).scalar_one())
+    grown = of_case.values(version=cases.version + 1).returning(cases.version, cases.state)
+    row = connection.execute(grown).one()
+    return row.version, NoisyState(row.state)
 
 
 def newest_label_id(connection: Connection, key: QuestionKey) -> int | None:
@@ -189,9 +190,10 @@ def insert_review(connection: Connection, archive_id: int, review: Review) -> No
     connection.execute(reviews.insert().values(values | listed | {"verdict": verdict, "archive_id": archive_id}))
 
 
-def find_review(connection: Connection, reviewer: str, save_id: str) -> Review | None:
-    """What a reviewer has saved under this id."""
-    query = select(reviews).where(reviews.c.reviewer == reviewer, reviews.c.save_id == save_id)
+def find_review(connection: Connection, archive_id: int, reviewer: str, save_id: str) -> Review | None:
+    """What a reviewer has saved under this id in an archive."""
+    of_reviewer = (reviews.c.archive_id == archive_id, reviews.c.reviewer == reviewer)
+    query = select(reviews).where(*of_reviewer, reviews.c.save_id == save_id)
     row = connection.execute(query).one_or_none()
     return None if row is None else record(Review, row)
 

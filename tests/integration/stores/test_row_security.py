@@ -46,6 +46,9 @@ _ROWS = """
         VALUES (:a, :a, 0, 'right', '{}', '{}', 'person');
     INSERT INTO noisy_cases (job_id, question_no, archive_id, reasons, details, state)
         VALUES (:a, 0, :a, '{}', '{}', 'open');
+    INSERT INTO reviews (archive_id, job_id, question_no, reviewer, save_id, relevant, irrelevant, version)
+        VALUES (:a, :a, 0, 'x', 'x', '{}', '{}', 1);
+    INSERT INTO training_steps (job_id, step, loss, learning_rate) VALUES (:a, 1, 1, 1);
     INSERT INTO bindings (id, archive_id, role, bucket, prefix, options) OVERRIDING SYSTEM VALUE
         VALUES (:a, :a, 'pictures', 'b' || :a, '', '{}');
     INSERT INTO bound_objects (binding_id, key, kind, etag, size_bytes) VALUES (:a, 'k', 'picture', 'e', 1);

@@ -27,8 +27,9 @@ def review(settings: Settings, engine: Engine) -> Iterator[Review]:
 def test_the_threshold_curve_counts_labels_of_what_the_version_answered(
     settings: Settings, engine: Engine, review: Review
 ) -> None:
-    with pytest.raises(UsageError, match="no reranker yet"):
-        review.client.models.threshold_curve("harbour")
+    assert review.client.models.threshold_curve("harbour").version is None
+    with pytest.raises(UsageError, match="no reranker version none"):
+        review.client.models.threshold_curve("harbour", "none")
     profile = get_profile(settings).name
     with engine.begin() as connection:
         registry.ensure_champions(connection, profile, [BaseVersion(Role.RERANKER, "reranker@2", "prompt", 0.4)])

@@ -16,6 +16,8 @@ from ragllava.records import AnswerStatus, NoisyReason, NoisyState, Verdict
 from ragllava.settings import Settings
 from ragllava.stores.access.tenancy import Scope
 from ragllava.stores.learning.noisy import NoisyView
+from ragllava.stores.maintenance import erasing_images
+from ragllava.stores.maintenance.erasures import Pending
 from tests.support.reviewed_job import Review, add_job, open_review
 
 As = Callable[[str], AbstractContextManager[None]]
@@ -255,6 +257,17 @@ def test_undo_goes_back_step_by_step_but_over_nobody_elses_work(review: Review, 
         client.reviewing.save(says(case, "d", Verdict.WRONG, answer="three"), "1")
     with by("ann"), pytest.raises(Conflict, match="changed by bob since"):
         client.reviewing.undo("harbour", "1")
+
+
+def test_what_was_erased_does_not_come_back_with_an_undo(review: Review, client: Client) -> None:
+    with by("ann"):
+        [case] = client.reviewing.next("harbour", "1")
+        client.reviewing.save(says(case, "a"), "1")
+        with review.client.engine.begin() as connection:
+            erasing_images.clean_reports(connection, review.archive_id, Pending(names=("boats.png",)))
+        with pytest.raises(Conflict, match="something that it names was erased"):
+            client.reviewing.undo("harbour", "1")
+    assert len(review.labels()) == 1
 
 
 def test_who_says_only_wrong_does_not_get_the_case_again(review: Review, client: Client) -> None:
