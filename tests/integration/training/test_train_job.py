@@ -61,11 +61,11 @@ def test_a_reranker_that_learned_is_promoted_with_its_threshold(bench: Workshop)
     assert means[1] > means[0]
     assert len(version.training["report"]["steps"]) == 40
     with bench.engine.begin() as connection:
-        losses = trainings.load_losses(connection, job_id)
+        losses = trainings.load_losses(connection, job.job_id)
         view = registry.find_version(connection, version.profile, version.name)
         examples = changed_examples(connection, view)
-    steps = version.training["report"]["steps"]
-    assert [(loss.step, loss.loss) for loss in losses] == [(step["step"], step["loss"]) for step in steps]
+    stored = version.training["report"]["steps"]
+    assert [(loss.step, loss.loss) for loss in losses] == [(step["step"], step["loss"]) for step in stored]
     gained = examples.gained
     assert gained and examples.is_known and not examples.erased
     assert all(example.challenger > example.champion for example in gained)
@@ -199,11 +199,11 @@ def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginnin
     assert version.training["data"][0]["labelled"] == 100
     assert len(version.training["report"]["steps"]) == 40
     with bench.engine.begin() as connection:
-        losses = trainings.load_losses(connection, job_id)
+        losses = trainings.load_losses(connection, job.job_id)
         view = registry.find_version(connection, version.profile, version.name)
         examples = changed_examples(connection, view)
-    steps = version.training["report"]["steps"]
-    assert [(loss.step, loss.loss) for loss in losses] == [(step["step"], step["loss"]) for step in steps]
+    stored = version.training["report"]["steps"]
+    assert [(loss.step, loss.loss) for loss in losses] == [(step["step"], step["loss"]) for step in stored]
     gained = examples.gained
     assert gained and examples.is_known and not examples.erased
     assert all(example.challenger > example.champion for example in gained)
