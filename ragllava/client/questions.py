@@ -146,7 +146,7 @@ class Questions(Namespace):
 
         Raises InvalidInput when the whole file cannot be read, UsageError as `submit`.
         """
-        file = _read(source)
+        file = _read(source, self._asked_pictures(archive, _folder_of(source)).check)
         _, _, checked = self._do(check_questions, file, Submission(archive, _with_filter(options, where)))
         pace = self._of_archive(archive, paces)
         return Checked(len(checked.lines), checked.valid, checked.errors, checked.notes, Estimate.of(checked, pace))

@@ -77,6 +77,10 @@ class AskedPictures:
         """
         return self.store_bytes(self._read(address))
 
+    def check(self, address: str) -> str:
+        """As `store`, but stores nothing."""
+        return _checked(self._read(address))
+
     def store_bytes(self, data: bytes) -> str:
         """As `store`, for the bytes of a picture."""
         sha256 = _checked(data)
