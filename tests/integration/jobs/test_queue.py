@@ -13,7 +13,7 @@ from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
-from ragllava.stores.jobs import answers, workers
+from ragllava.stores.jobs import answers, outcomes, workers
 from ragllava.stores.schema import answers as answers_table
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk
@@ -415,3 +415,18 @@ def test_two_reaps_at_once_settle_each_shard_once(desk: Desk, engine: Engine, mo
     with engine.begin() as connection:
         rows = connection.execute(select(shards.c.state, shards.c.attempts)).all()
     assert [tuple(row) for row in rows] == [("pending", 1)] * 20
+
+
+def test_several_jobs_are_counted_together_as_each_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "COUNTED_AT_ONCE", 5)
+    sizes = (3, 2, 4, 9, 1)
+    made = [desk.questions_job(size, per_shard=3) for size in sizes]
+    for _ in range(4):
+        desk.answer(desk.claim_next())
+    inputs = outcomes.QuestionInputs()
+    totals = dict(zip(made, sizes, strict=True))
+    with desk.engine.begin() as connection:
+        alone = {job_id: inputs.count(connection, job_id, total) for job_id, total in totals.items()}
+        assert inputs.count_many(connection, totals) == alone
+        assert inputs.count_many(connection, {}) == {}
+    assert sum(sum(counts.values()) for counts in alone.values()) > 0 and {} in alone.values()
