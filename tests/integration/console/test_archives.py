@@ -89,7 +89,7 @@ def test_all_pages_are_accessible_in_both_themes_and_fit_small_windows(
             "archives/postcards/manage",
             f"ask/{last_question(shop)}",
         ):
-            page.emulate_media(color_scheme="light")
+            page.emulate_media(color_scheme="light", reduced_motion="reduce")
             visitor.go(f"/console/{path}")
             page.wait_for_load_state("networkidle")
             visitor.check_fits()
