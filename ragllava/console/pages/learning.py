@@ -111,7 +111,6 @@ def train(visit: Visit[NoQuery, TrainForm]) -> Done | Shown:
 
 @pages.get(
     f"{LEARNING}/trainings/{{job_id}}", needs=AccessRole.READ, of_all=True, template="training.html", title="Training",
-    archive_in="path:job_id",
 )  # fmt: skip
 def show_training(visit: Visit[NoQuery, NoBody]) -> Context:
     """One training: its curve while it grows, its outcome, the gate's table and the examples."""
@@ -122,7 +121,6 @@ def show_training(visit: Visit[NoQuery, NoBody]) -> Context:
 
 @pages.get(
     f"{LEARNING}/trainings/{{job_id}}/curve", needs=AccessRole.READ, of_all=True, template="_training_curve.html",
-    archive_in="path:job_id",
 )  # fmt: skip
 def show_curve(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
     """The part of a training's page that changes while it runs; when it has ended, the page is loaded anew."""
