@@ -17,7 +17,6 @@ from ragllava.client import (
     Promotion,
     Role,
     StepLoss,
-    ThresholdCurve,
     TrainingRequest,
     VersionView,
 )
@@ -25,7 +24,6 @@ from ragllava.client.comparison import threshold_fit
 from ragllava.console.charts import loss_chart, rate_chart, threshold_chart
 from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
 from ragllava.errors import NotFound
-from ragllava.evaluation.threshold_curve import ThresholdPoint, nearest_point
 
 pages = Pages("Learning")
 
@@ -178,17 +176,11 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
         "trained": trained,
         "curve": curve,
         "chart": threshold_chart(curve) if curve and curve.points else None,
-        "nearest": _at_own_threshold(curve),
+        "nearest": curve.own_point if curve else None,
         "archive": name,
         "plan": None,
         "may_change": _may_change(visit),
     }
-
-
-def _at_own_threshold(curve: ThresholdCurve | None) -> ThresholdPoint | None:
-    if curve is None or not curve.points:
-        return None
-    return nearest_point(curve.points, 0.5 if curve.threshold is None else curve.threshold)
 
 
 def _role_line(role: Role, versions: Sequence[VersionView], promotions: Sequence[Promotion]) -> RoleLine:
