@@ -110,4 +110,10 @@ def _of_queue(queue: QueueView, ready: int, alive: list[WorkerView]) -> Check:
     work = queue.waiting + queue.running
     severity = Severity.BAD if work else Severity.WARNING
     advice = f"Start a worker of the queue {queue.name}: `ragllava up`, or the service of that name."
-    return Check(name, severity, f"none runs; {work:,} shards wait" if work else "none runs", advice, "workers")
+    return Check(
+        name,
+        severity,
+        f"none runs; {work:,} {'shard waits' if work == 1 else 'shards wait'}" if work else "none runs",
+        advice,
+        "workers",
+    )

@@ -25,7 +25,7 @@ def make_site(client: Client) -> Starlette:
     console = ConsoleServer(server, ALL_PAGES)
 
     async def on_error(request: Request, error: Exception) -> Response:
-        if request.url.path.startswith(f"{ROOT}/"):
+        if request.url.path == ROOT or request.url.path.startswith(f"{ROOT}/"):
             return await console.lost(request, error)
         return await handle(request, error)
 

@@ -687,7 +687,7 @@ sign_in_links = Table(
     metadata,
     Column("sha256", Text, primary_key=True),
     Column("owner", Text, nullable=False),
-    moment("ends_at"),
+    Column("ends_at", DateTime(timezone=True), nullable=False),
 )
 
 # Questions that a caller of the HTTP API has asked, by day.

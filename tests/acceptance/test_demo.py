@@ -101,4 +101,5 @@ def check_output(out: str, figures: dict[str, object]) -> None:
     assert accuracy and float(accuracy[1]) == pytest.approx(figures["answer_accuracy"], abs=0.0006)
     assert "the first 16 questions, by retrieval" in out
     assert re.search(r"report: .*report\.html, open it in a browser", out)
+    assert re.search(rf"console: http://127\.0\.0\.1:\d+/console/jobs/{figures['job']}\n", out)
     assert out.rstrip().endswith("figures: figures.json")

@@ -16,6 +16,7 @@ from ragllava.errors import NotAuthenticated
 pages = Pages("Sign in")
 
 SIGN_IN = f"{ROOT}/sign-in"
+_FORM_BYTES = 32 * 2**10  # of those who are not signed in
 # A path of the console and nothing else: no other host, no backslash that browsers read as a slash.
 OwnPath = Annotated[
     str, StringConstraints(pattern=r"^/console(/[^\\\x00-\x20]*)?(\?[^\\\x00-\x20]*)?$", max_length=2_000)
@@ -48,7 +49,7 @@ def show_sign_in(visit: Visit[SignInQuery, NoBody]) -> Context:
     return {"next": visit.query.next, "problem": None, "takes_tokens": visit.settings.oidc_issuer is not None}
 
 
-@pages.post(SIGN_IN, needs=None, body=SignInForm, template="sign_in.html", title="Sign in")
+@pages.post(SIGN_IN, needs=None, body=SignInForm, max_body_bytes=_FORM_BYTES, template="sign_in.html", title="Sign in")
 def sign_in(visit: Visit[NoQuery, SignInForm]) -> Response | Shown:
     """Sign in with a key or a token."""
     try:
@@ -84,7 +85,7 @@ def sign_out(visit: Visit[NoQuery, NoBody]) -> Response:
     return response
 
 
-@pages.post(f"{ROOT}/theme", needs=None, body=ThemeForm, is_change=False)
+@pages.post(f"{ROOT}/theme", needs=None, body=ThemeForm, max_body_bytes=_FORM_BYTES, is_change=False)
 def choose_theme(visit: Visit[NoQuery, ThemeForm]) -> Response:
     """Light, dark, or as the system is."""
     response = RedirectResponse(visit.body.next, 303)

@@ -16,6 +16,11 @@
     if (document.hidden && event.target.dataset.poll !== undefined) event.preventDefault();
   });
 
+  // What a part could not be fetched for is over when it can be.
+  document.addEventListener("htmx:afterRequest", (event) => {
+    if (event.detail.successful && event.target.dataset?.poll !== undefined) document.getElementById("problem")?.remove();
+  });
+
   // A select or checkbox with data-submit sends its form at once.
   document.addEventListener("change", (event) => {
     if (event.target.dataset.submit !== undefined) event.target.form?.requestSubmit();

@@ -13,12 +13,15 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from sqlalchemy import select
 
 from ragllava.client.access.tokens import parse_groups
 from ragllava.errors import SettingsError
 from ragllava.settings import Settings
 from ragllava.stores.access.keys import AccessRole
+from ragllava.stores.schema import sign_ins
 from tests.support.api_server import Front, open_front
+from tests.support.console_client import reading
 
 AUDIENCE = "ragllava"
 
@@ -93,6 +96,16 @@ def test_groups_give_roles_and_archives(front: Front, provider: Provider) -> Non
     ]
     assert status == [403, 200]
     assert models(front, front.key("read"))[0] == 200  # keys stay valid
+
+
+def test_a_token_signs_in_to_the_console_until_it_ends(front: Front, provider: Provider) -> None:
+    with reading(front.url, provider.token()) as reader:
+        page = reader.get("/console/jobs").text
+        assert "oidc ann" in page and "role read" in page and "coins" not in page
+        with front.office.engine.connect() as connection:
+            ends_at, key_id = connection.execute(select(sign_ins.c.ends_at, sign_ins.c.key_id)).one()
+    assert key_id is None
+    assert 0 < ends_at.timestamp() - time.time() <= 600
 
 
 def test_tokens_that_are_not_for_us_are_refused(front: Front, provider: Provider) -> None:

@@ -45,18 +45,22 @@ def hostile_job(front: Front) -> int:
     rows = [{"custom_id": f"<b>{number}", "question": hostile} for number, hostile in enumerate(HOSTILE)]
     job = front.client.questions.submit(rows, "stamps", name=HOSTILE_NAME).job_id
     front.client.jobs.wait(job, timeout_s=60)
-    picture = io.BytesIO()
-    Image.new("RGB", (80, 60), "teal").save(picture, "PNG")
-    digest = front.office.objects.put_content(picture.getvalue(), "image/png")
-    in_transaction(front.office.engine, _make_hostile, job, digest)
+    digests = [front.office.objects.put_content(_picture(number), "image/png") for number in range(len(HOSTILE))]
+    in_transaction(front.office.engine, _make_hostile, job, digests)
     return job
 
 
-def _make_hostile(connection: Connection, job_id: int, digest: str) -> None:
+def _picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 60), (20 * number, 120, 120)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _make_hostile(connection: Connection, job_id: int, digests: list[str]) -> None:
     """Give each answer a hostile text and a picture as evidence, whose name and caption are hostile."""
     archive_id = archive.get_archive(connection, "stamps").archive_id
-    blobs.announce_blobs(connection, [NewBlob(digest, 1, "image/png")])
-    for number, hostile in enumerate(HOSTILE):
+    blobs.announce_blobs(connection, [NewBlob(digest, 1, "image/png") for digest in digests])
+    for number, (hostile, digest) in enumerate(zip(HOSTILE, digests, strict=True)):
         image = NewImage(
             digest, f"{hostile[:200]}{number}", f"file:///{number}", hostile, 8, 8, "image/png", embedded={}
         )

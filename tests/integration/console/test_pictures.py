@@ -66,6 +66,8 @@ def test_answers_are_shown_with_the_pictures_that_they_rest_on(
         assert pictures.count() >= 8
         assert pictures.first.evaluate("picture => picture.naturalWidth") > 0
         visitor.draw("job")
+        page.get_by_role("link", name="Report").click()
+        page.get_by_role("heading", name=ten_questions[0]).wait_for()
         visitor.go("/console/jobs/new")
         page.get_by_label("Drop a file here").set_input_files(file)
         page.get_by_text("is taken by line").wait_for()
