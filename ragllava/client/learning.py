@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ragllava.evaluation.threshold_curve import ThresholdPoint, threshold_points
+from ragllava.evaluation.threshold import NATURAL_THRESHOLD
+from ragllava.evaluation.threshold_curve import ThresholdPoint, nearest_point, threshold_points
 from ragllava.records import Label, Role, StoredImage
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey, load_questions
@@ -64,6 +65,12 @@ class ThresholdCurve:
     correct: int
     wrong: int
     points: tuple[ThresholdPoint, ...]
+
+    @property
+    def own_point(self) -> ThresholdPoint | None:
+        """The point at the version's own η; None without any."""
+        eta = NATURAL_THRESHOLD if self.threshold is None else self.threshold
+        return nearest_point(self.points, eta) if self.points else None
 
 
 def changed_examples(connection: Connection, view: VersionView) -> ChangedExamples:

@@ -5,6 +5,7 @@ Who shows them looks the questions up, so what was erased since is not shown.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from ragllava.training.contest import Contest
@@ -22,7 +23,7 @@ def changed_examples(snapshot: Snapshot, contest: Contest) -> dict[str, list[dic
 
     Of a reranker, `champion_images` and `challenger_images` are the hashes of the pictures that each keeps.
     """
-    changed = []
+    changed: list[tuple[float, dict[str, Any]]] = []  # with the difference
     for share in snapshot.shares:
         before, after = contest.scores[share.archive]
         condition = next(iter(before.primary))
@@ -34,11 +35,12 @@ def changed_examples(snapshot: Snapshot, contest: Contest) -> dict[str, list[dic
             archive_id, job_id, question_no = address
             key = {"archive_id": archive_id, "job_id": job_id, "question_no": question_no}
             images = {f"{side}_images": _kept(scores, number) for side, scores in _sides(before, after)}
-            changed.append(key | {"champion": round(old, 4), "challenger": round(new, 4)} | images)
-    changed.sort(key=lambda item: item["challenger"] - item["champion"])
-    lost = [item for item in changed if item["challenger"] < item["champion"]][:MOST_EXAMPLES]
-    gained = [item for item in reversed(changed) if item["challenger"] > item["champion"]][:MOST_EXAMPLES]
-    return {"gained": gained, "lost": lost}
+            scores = {"champion": round(old, 4), "challenger": round(new, 4)}
+            changed.append((new - old, {**key, **scores, **images}))
+    changed.sort(key=itemgetter(0))
+    lost = [item for difference, item in changed if difference < 0]
+    gained = [item for difference, item in reversed(changed) if difference > 0]
+    return {"gained": gained[:MOST_EXAMPLES], "lost": lost[:MOST_EXAMPLES]}
 
 
 def _sides(before: Any, after: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:

@@ -17,7 +17,6 @@ from ragllava.client import (
     Promotion,
     Role,
     StepLoss,
-    ThresholdCurve,
     TrainingRequest,
     VersionView,
 )
@@ -25,7 +24,6 @@ from ragllava.client.comparison import threshold_fit
 from ragllava.console.charts import loss_chart, rate_chart, threshold_chart
 from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
 from ragllava.errors import NotFound
-from ragllava.evaluation.threshold_curve import ThresholdPoint, nearest_point
 
 pages = Pages("Learning")
 
@@ -111,7 +109,6 @@ def train(visit: Visit[NoQuery, TrainForm]) -> Done | Shown:
 
 @pages.get(
     f"{LEARNING}/trainings/{{job_id}}", needs=AccessRole.READ, of_all=True, template="training.html", title="Training",
-    archive_in="path:job_id",
 )  # fmt: skip
 def show_training(visit: Visit[NoQuery, NoBody]) -> Context:
     """One training: its curve while it grows, its outcome, the gate's table and the examples."""
@@ -122,7 +119,6 @@ def show_training(visit: Visit[NoQuery, NoBody]) -> Context:
 
 @pages.get(
     f"{LEARNING}/trainings/{{job_id}}/curve", needs=AccessRole.READ, of_all=True, template="_training_curve.html",
-    archive_in="path:job_id",
 )  # fmt: skip
 def show_curve(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
     """The part of a training's page that changes while it runs; when it has ended, the page is loaded anew."""
@@ -180,17 +176,11 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
         "trained": trained,
         "curve": curve,
         "chart": threshold_chart(curve) if curve and curve.points else None,
-        "nearest": _at_own_threshold(curve),
+        "nearest": curve.own_point if curve else None,
         "archive": name,
         "plan": None,
         "may_change": _may_change(visit),
     }
-
-
-def _at_own_threshold(curve: ThresholdCurve | None) -> ThresholdPoint | None:
-    if curve is None or not curve.points:
-        return None
-    return nearest_point(curve.points, 0.5 if curve.threshold is None else curve.threshold)
 
 
 def _role_line(role: Role, versions: Sequence[VersionView], promotions: Sequence[Promotion]) -> RoleLine:

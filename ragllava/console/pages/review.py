@@ -106,7 +106,7 @@ class TabForm(Body):
 @pages.get(REVIEW, needs=AccessRole.REVIEW, query=Which, template="review.html", title="Review", menu="Review")
 def show_review(visit: Visit[Which, NoBody]) -> Context:
     """The next case of the queue as a form, with what is needed to go on with scripts."""
-    names = list(visit.client.archives.names())
+    names = _names(visit)
     if not names:
         return {"archives": [], "which": visit.query, "case": None}
     which = visit.query.model_copy(update={"archive": visit.query.archive or _busiest(visit, names)})
@@ -128,7 +128,7 @@ def show_review(visit: Visit[Which, NoBody]) -> Context:
     }
 
 
-@pages.post(f"{REVIEW}/next", needs=AccessRole.REVIEW, body=NextForm)
+@pages.post(f"{REVIEW}/next", needs=AccessRole.REVIEW, body=NextForm, archive_in="body:archive")
 def take_cases(visit: Visit[NoQuery, NextForm]) -> Response:
     """The next cases as JSON, each with its form as HTML: what a script loads ahead."""
     form = visit.body
@@ -139,10 +139,11 @@ def take_cases(visit: Visit[NoQuery, NextForm]) -> Response:
     return JSONResponse({"cases": [_case_json(visit, case, which) for case in cases]})
 
 
-@pages.post(f"{REVIEW}/save", needs=AccessRole.REVIEW, body=SaveForm)
+@pages.post(f"{REVIEW}/save", needs=AccessRole.REVIEW, body=SaveForm, archive_in="body:archive")
 def save_review(visit: Visit[NoQuery, SaveForm]) -> Done | Response:
     """Store what is said of a case; scripts are told its state, and without scripts the next case is shown."""
     form = visit.body
+    visit.archive(form.archive)
     if form.verdict == Verdict.RIGHT and form.answer:
         raise UsageError(
             "you wrote another answer and called the given one right: choose Wrong, or clear what you wrote"
@@ -166,7 +167,7 @@ def save_review(visit: Visit[NoQuery, SaveForm]) -> Done | Response:
     return Done(said, f"{REVIEW}?{form.back}")
 
 
-@pages.post(f"{REVIEW}/undo", needs=AccessRole.REVIEW, body=TabForm)
+@pages.post(f"{REVIEW}/undo", needs=AccessRole.REVIEW, body=TabForm, archive_in="body:archive")
 def undo_review(visit: Visit[NoQuery, TabForm]) -> Done | Response:
     """Undo the last review, or that of a save; its case is shown again."""
     form = visit.body
@@ -178,7 +179,7 @@ def undo_review(visit: Visit[NoQuery, TabForm]) -> Done | Response:
     return Done("Your last review is undone.", Which(archive=name, tab=form.tab).address(case=key))
 
 
-@pages.post(f"{REVIEW}/renew", needs=AccessRole.REVIEW, body=TabForm)
+@pages.post(f"{REVIEW}/renew", needs=AccessRole.REVIEW, body=TabForm, archive_in="body:archive")
 def renew_leases(visit: Visit[NoQuery, TabForm]) -> Response:
     """Keep the cases that a tab has open; which of them it still has, as JSON."""
     visit.archive(visit.body.archive)
@@ -186,24 +187,29 @@ def renew_leases(visit: Visit[NoQuery, TabForm]) -> Response:
     return JSONResponse({"held": [f"{job_id}-{number}" for job_id, number in held]})
 
 
-@pages.post(f"{REVIEW}/release", needs=AccessRole.REVIEW, body=TabForm)
+@pages.post(f"{REVIEW}/release", needs=AccessRole.REVIEW, body=TabForm, archive_in="body:archive")
 def release_leases(visit: Visit[NoQuery, TabForm]) -> Response:
     """Give back what a tab has open: it is being left."""
-    visit.client.reviewing.release(visit.body.tab)
-    return Response(status_code=204)
+    visit.archive(visit.body.archive)
+    return JSONResponse({"released": visit.client.reviewing.release(visit.body.tab)})
 
 
 @pages.get(f"{REVIEW}/progress", needs=AccessRole.REVIEW, query=Which, template="_review_progress.html")
 def show_progress(visit: Visit[Which, NoBody]) -> Context:
     """Progress and agreement: a part of the page."""
-    name = visit.archive(visit.query.archive or "")
-    progress = visit.client.reviewing.progress(name, visit.query.tab or "")
-    return {"which": visit.query, **_progress_context(visit, name, progress)}
+    which = visit.query.model_copy(update={"archive": visit.query.archive or _busiest(visit, _names(visit))})
+    name = visit.archive(which.archive or "")
+    progress = visit.client.reviewing.progress(name, which.tab or "")
+    return {"which": which, **_progress_context(visit, name, progress)}
+
+
+def _names(visit: Visit[Any, Any]) -> list[str]:
+    return list(visit.client.archives.names())
 
 
 def _busiest(visit: Visit[Any, Any], names: Sequence[str]) -> str:
     """The archive with the most open cases."""
-    return max(names, key=visit.client.reviewing.count_open)
+    return max(names, key=visit.client.reviewing.count_open, default="")
 
 
 def _key(case: str) -> tuple[int, int]:

@@ -234,9 +234,9 @@ def forget_undo(connection: Connection, archive_id: int) -> None:
 def count_queue(connection: Connection, archive_id: int, reviewer: Reviewer) -> QueueCounts:
     """How far the reviews of an archive are."""
     values = {"archive_id": archive_id, "me": reviewer.name, "tab": reviewer.tab}
-    states = dict(connection.execute(_STATES, values).all())
+    states: dict[str, int] = dict(connection.execute(_STATES, values).all())
     row = connection.execute(_COUNTS, values).one()
-    by_reason = dict(connection.execute(_REASONS, values).all())
+    by_reason: dict[str, int] = dict(connection.execute(_REASONS, values).all())
     counts = {state.value: states.get(state.value, 0) for state in NoisyState}
     return QueueCounts(**counts, **row._mapping, by_reason=by_reason)
 

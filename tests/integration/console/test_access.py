@@ -38,6 +38,20 @@ FORMS: dict[str, dict[str, Any]] = {
     "unbind": {"address": "s3://elsewhere/x/"},
     "ask": {"archive": "{archive}", "question": "What?"},
     "give_verdict": {"verdict": "right"},
+    "take_cases": {"archive": "{archive}", "tab": "one"},
+    "save_review": {
+        "archive": "{archive}",
+        "job": "{job_id}",
+        "question_no": 0,
+        "version": 0,
+        "tab": "one",
+        "save_id": "one",
+        "verdict": "right",
+    },
+    "undo_review": {"archive": "{archive}", "tab": "one"},
+    "renew_leases": {"archive": "{archive}", "tab": "one", "held": "{job_id}-0"},
+    "release_leases": {"archive": "{archive}", "tab": "one"},
+    "train": {"role": "reranker", "archives": "{archive}", "what": "plan"},
 }
 FILES = {"file": ("q.jsonl", b'{"question": "What?"}')}
 LAST = ("sign_out", "delete_schedule", "revoke_key", "remove_picture")  # so that the other pages find what they ask for

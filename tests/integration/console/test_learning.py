@@ -14,7 +14,7 @@ from tests.support.learning_desk import ADAPTER, Learning, add_losses, make_lear
 from tests.support.review_desk import RERANKER, Desk, make_desk
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,12 @@ def test_a_version_is_promoted_and_rolled_back(front: Front, browser: Browser, l
         visitor.sign_in(front.key("admin"))
         page = visitor.go(f"/console/learning/versions/{ADAPTER}?role=reranker")
         asked: list[str] = []
-        page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept()))
+
+        def agree(dialog: Dialog) -> None:
+            asked.append(dialog.message)
+            dialog.accept()
+
+        page.on("dialog", agree)
         page.get_by_role("button", name="Promote").click()
         page.wait_for_url("**/console/learning")
         assert "is the champion reranker" in page.inner_text("#messages")

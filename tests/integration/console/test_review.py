@@ -15,7 +15,7 @@ from tests.support.review_desk import Desk, clear_reviews, make_desk
 from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 
 @pytest.fixture(scope="module")
@@ -185,16 +185,23 @@ def test_what_was_said_is_never_lost(front: Front, browser: Browser, desk: Desk)
         page.wait_for_selector("#outbox .notice")
         assert "4 reviews wait and will be sent again" in page.inner_text("#outbox")
         asked: list[str] = []
-        page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+
+        def stay(dialog: Dialog) -> None:
+            asked.append(dialog.type)
+            dialog.dismiss()
+
+        page.on("dialog", stay)
         page.evaluate("location.href = '/console'")
-        wait_for("the warning", lambda: page.wait_for_timeout(50) or asked == ["beforeunload"], 10)
+        page.wait_for_timeout(500)
+        assert asked == ["beforeunload"]
         assert saved(front) == 0
         # The browser dies; the next visit sends what it had kept.
         state = visitor.context.storage_state()
     context = browser.new_context(storage_state=state)
     page = context.new_page()
     page.goto(f"{front.url}/console/review?archive={desk.archive}")
-    wait_for("all reviews", lambda: page.wait_for_timeout(50) or saved(front) == 4, 30)
+    settle(page)
+    assert saved(front) == 4
     page.reload()
     page.wait_for_selector("#review[data-at]")
     assert saved(front) == 4

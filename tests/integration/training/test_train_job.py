@@ -198,6 +198,9 @@ def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginnin
     [version] = versions(bench)
     assert version.training["data"][0]["labelled"] == 100
     assert len(version.training["report"]["steps"]) == 40
+    with bench.engine.begin() as connection:
+        steps = [loss.step for loss in trainings.load_losses(connection, job_id)]
+    assert steps == list(range(1, 41)), "the curve has no hole and no step twice"
     assert bench.job(job_id).state == JobState.COMPLETED
     stored = [found.key.split("/")[2] for found in bench.resources.objects.list_objects("training/")]
     assert set(stored) == {"snapshot", "report.json", "curves.svg"}

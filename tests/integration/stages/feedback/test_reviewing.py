@@ -44,8 +44,8 @@ def by(name: str) -> AbstractContextManager[None]:
 
 
 def says(case: NoisyView, save_id: str, verdict: Verdict | None = Verdict.RIGHT, **more: Any) -> Opinion:
-    key = {"job_id": case.question.job_id, "question_no": case.question.question_no}
-    return Opinion(**key, version=case.version, save_id=save_id, verdict=verdict, **more)
+    job_id, question_no = case.question.key
+    return Opinion(job_id, question_no, case.version, save_id, verdict, **more)
 
 
 def rows(engine: Engine, table: str) -> list[dict[str, Any]]:

@@ -163,7 +163,7 @@ def test_why_processes_failed_is_told_and_whether_another_try_can_help(
     def start(global_batch: int) -> None:
         chosen = choose_settings("mini", SMALL | {"global_batch": global_batch})
         config = FinetuneConfig(Role.RERANKER, chosen, tmp_path / "job" / "result")
-        train_in_processes(config, dataset, damaged, 2, on_checkpoint=ignore, on_step=ignore)
+        train_in_processes(config, dataset, damaged, 2, on_checkpoint=ignore, on_step=ignore, on_loss=ignore)
 
     with pytest.raises(
         UsageError, match=r"^global_batch=12 is not a multiple of micro_batch=4 × 2 devices; change one"
