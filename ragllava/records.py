@@ -212,6 +212,7 @@ class Origin(StrEnum):
     PICTURE = "picture"
     CAPTION = "caption"
     BOTH = "both"
+    ASKED_PICTURE = "asked_picture"  # the nearest to the picture that the question is asked with
 
 
 class Role(StrEnum):
@@ -288,7 +289,8 @@ class Question:
     """One valid question of a job. `question_no` counts input lines from 0; `line` from 1, as editors do.
 
     `filter` is its own filter as JSON, which holds beside that of its job. `note` says what of its line is not used,
-    and `given` are the further columns of its line, which its result repeats.
+    and `given` are the further columns of its line, which its result repeats. `picture` is the sha256 (hex) of the
+    picture that it is asked with.
     """
 
     question_no: int
@@ -298,6 +300,7 @@ class Question:
     filter: dict[str, Any] | None = None
     note: str | None = None
     given: dict[str, Any] | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,10 +308,11 @@ class Candidate:
     """An image that retrieval found for a question.
 
     `retrieval_rank` is its place among the candidates: the nearest pictures first, then those found by words alone.
-    `retrieval_score` is the cosine of question and image. `caption_rank` and `caption_score` (BM25) are None for one
-    that was not found by words. `relevance` is P("Yes") of the reranker, in [0, 1], None for one that was not
-    reranked; `evidence_no` is 0, 1, … for the kept ones in rank order, None for the others. `shares` is not stored: for
-    each thing that the question names, how well the caption names it (stages/answer/candidates.py).
+    `retrieval_score` is the cosine of the image and of what found it: the text of the question, or its picture.
+    `caption_rank` and `caption_score` (BM25) are None for one that was not found by words. `relevance` is P("Yes") of
+    the reranker, in [0, 1], None for one that was not reranked; `evidence_no` is 0, 1, … for the kept ones in rank
+    order, None for the others. `shares` is not stored: for each thing that the question names, how well the caption
+    names it (stages/answer/candidates.py).
     """
 
     image: StoredImage
@@ -385,7 +389,8 @@ class Answer:
 
     `confidence` is exp of the mean log-probability of the answer's tokens (docs/method.md 4), None without an answer.
     `note` is a remark on a good result (a caption was cut); `error` says why there is none.
-    `changes` is set in a refresh: why the question was asked again.
+    `changes` is set in a refresh: why the question was asked again. `prompt_tokens` and `completion_tokens` are those
+    that the generator read and wrote: 0 where it was not used, None where they were not counted.
     """
 
     question_no: int
@@ -398,6 +403,8 @@ class Answer:
     error_code: str | None = None
     error: str | None = None
     changes: tuple[Change, ...] | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,11 @@ class Settings(BaseSettings):
     api_answer_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds that a request waits for the answer to a single question."
     )
+    api_picture_hosts: str = Field(
+        default="",
+        description="Hosts from which pictures that questions are asked with may be fetched, by `https` alone: "
+        "`pictures.example.org`, or with a port, separated by commas. Empty: none.",
+    )
     api_buckets: str = Field(
         default="",
         description="Parts of buckets that callers of the HTTP API may bind to archives: `s3://bucket/prefix/`, "

@@ -46,7 +46,7 @@ class Server:
             principal = NOBODY
             try:
                 principal = await self._admit(request, route)
-                with acting(principal.scope):
+                with acting(self.client.access.scope_of(principal)):
                     response = await self._call(request, route, principal, request_id)
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
                 response = answer_to(error, request_id)

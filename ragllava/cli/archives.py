@@ -73,7 +73,7 @@ def ingest(
     no_wait: bool,
     as_json: bool,
 ) -> None:
-    """Add pictures to an archive: files, folders, zip and tar files.
+    """Add pictures to an archive: files, folders, zip and tar files, or what lies below s3://bucket/prefix/.
 
     Captions come from --captions, from a file captions.csv or metadata.csv beside the pictures, from a file beside each
     picture (dog.txt, dog.caption, dog.xmp, dog.png.json), or from the picture itself. Pictures that the archive
@@ -85,17 +85,22 @@ def ingest(
 
     with connected() as client:
         columns = as_columns(captions, image_column, caption_column)
-        with bar("reading the files") as update:
-            queued = client.archives.ingest(
-                paths,
-                archive,
-                captions,
-                columns,
-                exclude=exclude,
-                upload=upload,
-                name=name,
-                on_upload=lambda done, total: update(completed=done, total=total),
-            )
+        if (address := _bucket_address(paths)) is not None:
+            if captions is not None or exclude or upload is not None:
+                raise UsageError("--captions, --exclude and --upload are for files, not for a prefix of a bucket")
+            queued = client.archives.ingest_prefix(address, archive, name=name)
+        else:
+            with bar("reading the files") as update:
+                queued = client.archives.ingest(
+                    paths,
+                    archive,
+                    captions,
+                    columns,
+                    exclude=exclude,
+                    upload=upload,
+                    name=name,
+                    on_upload=lambda done, total: update(completed=done, total=total),
+                )
         for line in _caption_lines(queued):
             echo(line, err=True)
         follow(
@@ -108,6 +113,15 @@ def ingest(
             captions=_caption_facts(queued),
             passed_over=dict(queued.beside.passed_over),
         )
+
+
+def _bucket_address(paths: tuple[Path, ...]) -> str | None:
+    """`s3://bucket/prefix/` if that is the only path; a Path has lost a slash of it."""
+    if paths[0].parts[:1] != ("s3:",):
+        return None
+    if len(paths) > 1:
+        raise UsageError("give one prefix of a bucket at a time, and no files beside it")
+    return f"s3://{'/'.join(paths[0].parts[1:])}"
 
 
 def _caption_lines(queued: IngestJob) -> Iterator[str]:

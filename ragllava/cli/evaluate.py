@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +156,7 @@ def evaluate(
     same styles, or on the split that --calibration names. Without these, or with too few questions, the reranker's own
     threshold is used.
     """
-
-    from ragllava.evaluation.datasets.load import POSTCARDS, in_turn, load_dataset
+    from ragllava.evaluation.datasets.load import POSTCARDS
     from ragllava.evaluation.evaluate import evaluate as run
     from ragllava.evaluation.runs import DEFAULT_NOISE, RunOptions
     from ragllava.evaluation.scoring import Metric
@@ -167,41 +166,20 @@ def evaluate(
         _print_given(dataset, given, Metric(metric), as_json)
         return
     reranked = rerank == "on"
-    if not reranked:
-        without_effect = {
-            "--untuned": untuned,
-            "--promised-precision": promised_precision,
-            "--calibration": calibration,
-        }
-        refuse_given(without_effect, "with --rerank off; leave one of them out")
-    if noise and not oracle:
-        raise UsageError("--noise replaces labelled images by wrong ones; leave --no-oracle out")
-    if styles and dataset != POSTCARDS:
-        raise UsageError(f"the questions of {dataset} are not drawn; omit --style")
-    chosen = tuple(QuestionStyle) if "all" in styles else tuple(map(QuestionStyle, styles)) or DEFAULT_STYLES
-    chosen = tuple(dict.fromkeys(chosen)) if dataset == POSTCARDS else chosen[:1]
-
-    def load(name: str, drawn_from: int) -> list[EvaluationSet]:
-        """The split in each style."""
-        return [load_dataset(dataset, data, name, seed=drawn_from, images=images, style=style) for style in chosen]
-
+    _refuse_without_effect(
+        reranked, oracle, noise, untuned=untuned, promised_precision=promised_precision, calibration=calibration
+    )
     settings = load_settings()
-    reported, *other_styles = load(split or SPLITS[dataset], seed)
-    fitted_on = None
-    if reranked and dataset == POSTCARDS and calibration is None:
-        fitted_on = in_turn(load(reported.split, seed + CALIBRATION_SEED_OFFSET))
-    elif calibration is not None:
-        fitted_on = in_turn(load(calibration, seed))
-    without_captions = reranked and dataset == POSTCARDS if no_caption is None else no_caption
+    source = _Source(dataset, data, seed, images, _styles(dataset, styles))
+    reported, *other_styles = source.load(split or SPLITS[dataset])
+    fitted_on = source.calibration(reported, calibration) if reranked else None
     if limit is not None:
-        reported, *other_styles = (replace(s, questions=s.questions[:limit]) for s in (reported, *other_styles))
-        # A few questions fit no threshold, and all of a large split would take far longer than the reported ones.
-        if fitted_on is not None:
-            fitted_on = replace(fitted_on, questions=fitted_on.questions[: max(limit, FEWEST_CALIBRATION)])
+        reported, *other_styles = (_first(questions, limit) for questions in (reported, *other_styles))
+        fitted_on = None if fitted_on is None else _first(fitted_on, max(limit, FEWEST_CALIBRATION))
     options = RunOptions(
         seed,
         reranked,
-        without_captions,
+        reranked and dataset == POSTCARDS if no_caption is None else no_caption,
         oracle,
         noise or DEFAULT_NOISE,
         promised_precision,
@@ -213,6 +191,58 @@ def evaluate(
         evaluation = run(reported, fitted_on, bench, options, other_styles)
     run_facts = {"versions": package_versions(), "cores": os.cpu_count()}
     print_result({"seed": seed, "limit": limit, **evaluation.as_json(), **run_facts}, [as_text(evaluation)], as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where questions come from. Of a data set that is not drawn, only the first style is used."""
+
+    dataset: str
+    data: Path | None
+    seed: int
+    images: int | None
+    styles: tuple[QuestionStyle, ...]
+
+    def load(self, split: str, drawn_from: int | None = None) -> list[EvaluationSet]:
+        """The split in each style, drawn from the seed."""
+        from ragllava.evaluation.datasets.load import load_dataset
+
+        seed = self.seed if drawn_from is None else drawn_from
+        return [
+            load_dataset(self.dataset, self.data, split, seed=seed, images=self.images, style=style)
+            for style in self.styles
+        ]
+
+    def calibration(self, reported: EvaluationSet, split: str | None) -> EvaluationSet | None:
+        """What the threshold is fitted on: the split that is named, or postcards of another seed."""
+        from ragllava.evaluation.datasets.load import POSTCARDS, in_turn
+
+        if split is not None:
+            return in_turn(self.load(split))
+        if self.dataset == POSTCARDS:
+            return in_turn(self.load(reported.split, self.seed + CALIBRATION_SEED_OFFSET))
+        return None
+
+
+def _styles(dataset: str, styles: tuple[str, ...]) -> tuple[QuestionStyle, ...]:
+    from ragllava.evaluation.datasets.load import POSTCARDS
+
+    if styles and dataset != POSTCARDS:
+        raise UsageError(f"the questions of {dataset} are not drawn; omit --style")
+    chosen = tuple(QuestionStyle) if "all" in styles else tuple(map(QuestionStyle, styles)) or DEFAULT_STYLES
+    return tuple(dict.fromkeys(chosen)) if dataset == POSTCARDS else chosen[:1]
+
+
+def _refuse_without_effect(reranked: bool, oracle: bool, noise: tuple[float, ...], **of_reranking: object) -> None:
+    if not reranked:
+        without_effect = {f"--{name.replace('_', '-')}": value for name, value in of_reranking.items()}
+        refuse_given(without_effect, "with --rerank off; leave one of them out")
+    if noise and not oracle:
+        raise UsageError("--noise replaces labelled images by wrong ones; leave --no-oracle out")
+
+
+def _first(questions: EvaluationSet, limit: int) -> EvaluationSet:
+    return replace(questions, questions=questions.questions[:limit])
 
 
 def _print_given(dataset: str, path: Path, metric: Metric, as_json: bool) -> None:

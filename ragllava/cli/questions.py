@@ -89,8 +89,13 @@ def submit(
 
 
 @click.command()
-@click.argument("question")
+@click.argument("question", default="")
 @archive_option
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="Ask with this picture: pictures like it are looked at first. QUESTION may be left out.",
+)
 @answer_options
 @click.option(
     "--timeout",
@@ -104,6 +109,7 @@ def submit(
 def ask(
     question: str,
     archive: str,
+    picture: Path | None,
     timeout_s: float,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
@@ -116,7 +122,7 @@ def ask(
         options = as_answer_options(client, **flags)
         warn_about_workers(client, "query")
         warn_about_archive(client, archive)
-        row = client.questions.ask(question, archive, options, timeout_s=timeout_s)
+        row = client.questions.ask(question, archive, options, picture=picture, timeout_s=timeout_s)
     answered = row.status == AnswerStatus.ANSWERED
     first = f"{row.answer}  (confidence {row.confidence:.2f})" if answered else f"{row.status}: {row.error or row.note}"
     evidence = [f"  {c.relevance:.3f}  {c.image.full_name}  {c.image.caption or ''}" for c in row.evidence]

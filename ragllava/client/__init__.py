@@ -47,7 +47,14 @@ from ragllava.records import (
 )
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import asked_in
-from ragllava.stages.batches.bodies import CHAT, RESPONSES, answer_body, completion_chunks
+from ragllava.stages.batches.bodies import (
+    CHAT,
+    RESPONSES,
+    answer_body,
+    completion_chunks,
+    response_events,
+    response_usage,
+)
 from ragllava.stages.batches.submit import MODEL, archive_named, options_of
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
@@ -177,6 +184,8 @@ __all__ = [
     "local_time",
     "options_of",
     "pause_between_views",
+    "response_events",
+    "response_usage",
     "seconds_left",
 ]
 

@@ -18,6 +18,7 @@ from ragllava.jobs import control
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
 from ragllava.settings import read_services
 from ragllava.stages.answer.cautions import open_ingests, strange_pictures
+from ragllava.stages.buckets import one_off
 from ragllava.stages.buckets.binding import bind_archive, read_address, require_open_to_api, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
@@ -145,6 +146,28 @@ class Archives(Namespace):
         )
         unused, ambiguous = tuple(by_picture.unused()), tuple(by_picture.ambiguous())
         return IngestJob(job_id, len(files), len(by_picture), unused, ambiguous, listing)
+
+    def ingest_prefix(
+        self, address: str, archive: str, *, name: str | None = None, idempotency_key: str | None = None
+    ) -> IngestJob:
+        """Queue the pictures that lie below `s3://bucket/prefix/` now; later changes are the matter of `bind`.
+
+        Raises UsageError for an invalid address and one without pictures; for tenants also for one that is neither
+        bound to the archive nor opened to them by `settings.api_buckets`.
+        """
+        if self._connections.for_tenants and not self._do(one_off.is_bound, archive, address):
+            require_open_to_api(self._connections.settings, address)
+        listing = Listing()
+        files = one_off.list_prefix(self._connections.objects, address, listing)
+        job_id = self._queue(
+            submit_files,
+            archive_name=archive,
+            files=files,
+            given=address,
+            name=name,
+            idempotency_key=idempotency_key,
+        )
+        return IngestJob(job_id, len(files), 0, (), (), listing)
 
     def _must_upload(self) -> bool:
         """Whether an ingest worker may not see the files of this host."""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
+from sqlalchemy import Connection
+
 from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.removals import remover
 from ragllava.errors import UsageError
@@ -17,6 +19,8 @@ from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stores.database import read_at_once
+
+Count = Callable[[Connection, int], None]  # of questions, in the transaction that queues them
 
 # Between two looks at a job: in proportion to the time waited so far, so that short jobs are not delayed and long ones
 # not queried all the time. Each look is one row by its key. Who is notified looks only to be sure.
@@ -53,10 +57,13 @@ class Jobs(Namespace):
         self._do(control.resume, job_id)
         self._dispatch()
 
-    def retry(self, job_id: int) -> int:
-        """Try the failed, dead and cancelled inputs of an ended job again; returns how many. Raises UsageError."""
-        per_shard = kind_of(self.get(job_id).kind).per_shard(self._connections.settings)
-        number = self._do(control.retry, job_id, per_shard)
+    def retry(self, job_id: int, count: Count | None = None) -> int:
+        """Try the failed, dead and cancelled inputs of an ended job again; returns how many. Raises UsageError.
+
+        `count` is called in the same transaction with the number of questions among them; what it raises undoes it.
+        """
+        kind = kind_of(self.get(job_id).kind)
+        number = self._do(_retry, job_id, kind.per_shard(self._connections.settings), count)
         self._dispatch()
         return number
 
@@ -126,6 +133,13 @@ class Jobs(Namespace):
         return job
 
     list = forwarded(control.list_jobs)
+
+
+def _retry(connection: Connection, job_id: int, per_shard: int, count: Count | None) -> int:
+    number = control.retry(connection, job_id, per_shard)
+    if count is not None and control.kind_of_job(connection, job_id) == JobKind.ANSWER:
+        count(connection, number)
+    return number
 
 
 def pause_between_views(took_s: float, least_s: float) -> float:

@@ -17,21 +17,40 @@ from sqlalchemy import Connection
 
 from ragllava.client.archives import Archives
 from ragllava.client.connections import Namespace, forwarded
-from ragllava.client.jobs import Jobs
+from ragllava.client.jobs import Count, Jobs
 from ragllava.client.pictures import Pictures
 from ragllava.client.reporting import report_figures, report_rows, report_title, summarise
 from ragllava.errors import AnswerTimeout, LineError, UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
-from ragllava.jobs.control import ASKED
+from ragllava.jobs import control
+from ragllava.jobs.control import ASKED, WITH_PICTURES
 from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
-from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
-from ragllava.stages.answer.submit import Submission, Submitted, check_questions, submit_questions, submit_refresh
+from ragllava.settings import Settings
+from ragllava.stages.answer.asked_pictures import AskedPictures, read_picture_file
+from ragllava.stages.answer.question_files import (
+    MAX_QUESTION_CHARACTERS,
+    WITHOUT_TEXT,
+    QuestionFile,
+    StorePicture,
+    read_questions,
+)
+from ragllava.stages.answer.remote_pictures import RemotePictures
+from ragllava.stages.answer.submit import (
+    Submission,
+    Submitted,
+    answered_lines,
+    check_questions,
+    submit_questions,
+    submit_refresh,
+)
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import ResultPage, result_page, result_rows
+from ragllava.stages.results.kept import fetch_or_make
 from ragllava.stages.results.report import MAX_CARDS, page_paths, require_own_report, write_report
 from ragllava.stages.results.results import ResultRow, require_same_job, write_errors, write_results
+from ragllava.stores.access.uploads import get_upload
 from ragllava.stores.database import read_at_once
 from ragllava.stores.jobs.result_pages import ResultQuery, failures_by_code, paces
 
@@ -42,6 +61,7 @@ if TYPE_CHECKING:
 ROWS = "rows.jsonl"  # what a job of rows has as the name of its file
 _RESULT_FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
+Picture = str | Path | bytes  # an address (stages/answer/asked_pictures.py), a file of this machine, its bytes
 Where = str | Iterable[str] | Mapping[str, Any] | None
 
 
@@ -109,7 +129,8 @@ class Questions(Namespace):
         an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
         """
         how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
-        file = _read(source)
+        with self._asked_pictures(archive, _folder_of(source)).storing() as store_picture:
+            file = _read(source, store_picture)
         with admitted(len(file.lines)):
             return self._queue(submit_questions, file, how)
 
@@ -121,11 +142,13 @@ class Questions(Namespace):
         *,
         where: Where = None,
     ) -> Checked:
-        """What `submit` would find in a question file, and about how long its job would take; creates nothing.
+        """What `submit` would find in a question file, and about how long its job would take; creates no job.
 
+        Pictures of its questions are stored; `gc` removes those that no question refers to.
         Raises InvalidInput when the whole file cannot be read, UsageError as `submit`.
         """
-        file = _read(source)
+        with self._asked_pictures(archive, _folder_of(source)).storing() as store_picture:
+            file = _read(source, store_picture)
         _, _, checked = self._do(check_questions, file, Submission(archive, _with_filter(options, where)))
         pace = self._of_archive(archive, paces)
         return Checked(len(checked.lines), checked.valid, checked.errors, checked.notes, Estimate.of(checked, pace))
@@ -137,14 +160,16 @@ class Questions(Namespace):
         options: AnswerOptions | None = None,
         *,
         where: Where = None,
+        picture: Picture | None = None,
         timeout_s: float = 600.0,
     ) -> ResultRow:
         """Ask one question, before all bulk jobs, and wait for its result; `where` as in `submit`.
 
-        Raises UsageError for an empty or too long question and a wrong filter, AnswerTimeout when there is no result
-        after `timeout_s` seconds.
+        With a `picture`, pictures like it are looked at first, and the question may be empty. Raises UsageError for an
+        empty or too long question, a wrong filter and a picture that is not there, AnswerTimeout when there is no
+        result after `timeout_s` seconds.
         """
-        return self.wait_for_answer(self.begin(question, archive, options, where=where), timeout_s)
+        return self.wait_for_answer(self.begin(question, archive, options, where=where, picture=picture), timeout_s)
 
     def wait_for_answer(self, job_id: int, timeout_s: float) -> ResultRow:
         """The answer to a question that was begun. Raises AnswerTimeout after `timeout_s` seconds without one."""
@@ -155,14 +180,45 @@ class Questions(Namespace):
             )
         return read_at_once(self._connections.engine, _first_result, job_id)
 
-    def begin(self, question: str, archive: str, options: AnswerOptions | None = None, *, where: Where = None) -> int:
+    def begin(
+        self,
+        question: str,
+        archive: str,
+        options: AnswerOptions | None = None,
+        *,
+        where: Where = None,
+        picture: Picture | None = None,
+    ) -> int:
         """Ask one question as `ask` does, and return its job without waiting for it."""
-        text = question.strip()
+        text = question.strip() or ("" if picture is None else WITHOUT_TEXT)
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
-        file = QuestionFile(ASKED, [Question(0, 1, "ask", text)])
+        sha256 = None if picture is None else self.store_picture(picture, archive)
+        file = QuestionFile(ASKED, [Question(0, 1, "ask", text, picture=sha256)])
         how = Submission(archive, _with_filter(options, where), priority=Priority.URGENT)
         return self._queue(submit_questions, file, how).job_id
+
+    def store_picture(self, picture: Picture, archive: str) -> str:
+        """Put a picture that a question to this archive will be asked with into the store; returns its sha256 (hex).
+
+        `gc` removes what no question refers to. Raises UsageError for one that is not there, or too large.
+        """
+        pictures = self._asked_pictures(archive, None)
+        if isinstance(picture, Path):
+            picture = read_picture_file(picture)
+        return pictures.store_bytes(picture) if isinstance(picture, bytes) else pictures.store(picture)
+
+    def _asked_pictures(self, archive: str, folder: Path | None) -> AskedPictures:
+        """Where questions may have their pictures from; callers of the HTTP API read no files of the server."""
+        connections = self._connections
+        return AskedPictures(
+            connections.engine,
+            connections.objects,
+            archive,
+            RemotePictures.of(connections.settings),
+            upload=lambda file_id: self._do(get_upload, file_id),
+            folder=None if connections.for_tenants else folder,
+        )
 
     def results(self, job_id: int, *, with_metadata: bool = False) -> Iterator[ResultRow]:
         """A row for each input line that has an outcome, in input order; with the metadata that its evidence has now.
@@ -221,12 +277,31 @@ class Questions(Namespace):
             is_refresh=is_refresh,
             with_metadata=with_metadata,
             columns=job.spec.get("columns", ()),
+            of_pictures=WITH_PICTURES in job.spec,
         )
         errors_path = path.with_name(path.name + ".errors.jsonl")
         errors = write_errors(self.results(job_id), errors_path)
         if not errors:
             errors_path.unlink()
         return SavedResults(lines, errors)
+
+    def fetch_results(self, job_id: int, path: str | Path, *, with_metadata: bool = False) -> str | None:
+        """As `save_results`, without an error file; of an ended job the file is made once and kept in the object store.
+
+        Returns a tag that is the same for the same bytes; None while the job has not ended, and with metadata, which
+        are those of now.
+        """
+        path = Path(path)
+        format = format_by_extension(path.name)
+        job = Jobs(self._connections).require_answers(job_id)
+
+        def make(path: Path) -> None:
+            self.save_results(job_id, path, with_metadata=with_metadata, replace_any=True)
+
+        if with_metadata or format is None:
+            make(path)
+            return None
+        return fetch_or_make(self._connections.engine, self._connections.objects, job, path, format, make)
 
     def save_report(
         self,
@@ -268,13 +343,14 @@ class Questions(Namespace):
             thumbnail=Pictures(self._connections).thumbnail,
         )
 
-    def refresh(self, job_id: int) -> tuple[int, bool]:
+    def refresh(self, job_id: int, count: Count | None = None) -> tuple[int, bool]:
         """Ask those questions of an ended job again for which something has changed, in a new job.
 
-        Returns the job, and whether it is new: an open refresh of that job is returned again. Raises UsageError when
-        there is nothing to refresh.
+        Returns the job, and whether it is new: an open refresh of that job is returned again. `count` is called in the
+        same transaction with the number of questions that may be asked again; what it raises undoes it. Raises
+        UsageError when there is nothing to refresh.
         """
-        return self._queue(submit_refresh, job_id)
+        return self._queue(_refresh, job_id, count)
 
     def plan_refresh(self, job_id: int, on_progress: OnProgress | None = None) -> RefreshPlan:
         """Count the questions that a refresh would ask again. Retrieves in this process, by this machine's retriever.
@@ -289,15 +365,29 @@ class Questions(Namespace):
             return plan_refresh(connections.engine, connections.settings, resources, job_id, on_progress)
 
 
-def _read(questions: str | Path | bytes | Iterable[str | Mapping[str, Any]]) -> QuestionFile:
+def _refresh(connection: Connection, settings: Settings, job_id: int, count: Count | None) -> tuple[int, bool]:
+    refresh_id, is_new = submit_refresh(connection, settings, job_id)
+    if is_new and count is not None:  # which questions have changed, the workers find out
+        count(connection, answered_lines(control.view(connection, job_id)))
+    return refresh_id, is_new
+
+
+def _folder_of(questions: object) -> Path:
+    """Within which paths of pictures are meant: that of the file, else the current folder."""
+    return Path(questions).parent if isinstance(questions, str | Path) else Path()
+
+
+def _read(
+    questions: str | Path | bytes | Iterable[str | Mapping[str, Any]], store_picture: StorePicture
+) -> QuestionFile:
     """A file by its name, the content of one, or rows as the lines of one."""
     if isinstance(questions, bytes):
-        return read_questions(questions, name="standard input")
+        return read_questions(questions, name="standard input", store_picture=store_picture)
     if isinstance(questions, str | Path):
-        return read_questions(Path(questions), name=str(questions))
+        return read_questions(Path(questions), name=str(questions), store_picture=store_picture)
     rows = ({"question": row} if isinstance(row, str) else dict(row) for row in questions)
     lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    return read_questions(lines.encode(errors="surrogatepass"), name=ROWS)
+    return read_questions(lines.encode(errors="surrogatepass"), name=ROWS, store_picture=store_picture)
 
 
 def _with_filter(options: AnswerOptions | None, where: Where) -> AnswerOptions:

@@ -23,7 +23,7 @@ from ragllava.stores.archives import archive, blobs, filtering
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.database import read_at_once
 from ragllava.stores.jobs import requests
-from ragllava.stores.jobs.requests import Operation, Outcome
+from ragllava.stores.jobs.requests import Fault, Operation, Outcome
 from ragllava.stores.objects import content_key
 
 MAX_PAIRS = 1_000
@@ -100,7 +100,8 @@ class Requests(Namespace):
     ) -> dict[str, Any]:
         """The result of a request. One that nobody waits for any more is cancelled."""
         jobs = Jobs(self._connections)
-        job_id = self._queue(submit_request, operation, body, archive_id)
+        job_id = self._do(submit_request, operation, body, archive_id)
+        self._dispatch()
         if not jobs.has_ended(job_id, timeout_s):
             self._give_up(jobs, job_id)
             raise AnswerTimeout(f"no result within {timeout_s:g} s: no answer worker is free or running; try again")
@@ -117,11 +118,10 @@ class Requests(Namespace):
         if outcome.status is RequestStatus.DONE and outcome.result is not None:
             return outcome.result
         reason = outcome.reason or "the request was cancelled"
-        if outcome.status is not RequestStatus.FAILED:
-            raise RagllavaError(reason)
-        # A refusal of the job is the reason of its inputs; another reason is a fault of the request.
-        refused = Jobs(self._connections).get(job_id).error == reason
-        raise JobRefused(reason) if refused else UsageError(reason)
+        if outcome.status is RequestStatus.FAILED and outcome.code is Fault.OF_REQUEST:
+            raise UsageError(reason)
+        # The queue itself ends the request of a job that was refused.
+        raise JobRefused(reason) if outcome.status is RequestStatus.FAILED else RagllavaError(reason)
 
 
 def _check_filter(connection: Connection, archive_id: int, name: str, options: AnswerOptions) -> int:

@@ -66,7 +66,7 @@ class ConsoleServer:
                     self._server.admit(principal, page)
                 else:
                     self._server.require_role(principal, page)
-                with acting(principal.scope):
+                with acting(self._client.access.scope_of(principal)):
                     response = await self._visit(request, page, principal, secret)
             except Exception as error:  # noqa: BLE001 - the one place where errors become pages
                 response = self.failed(request, error, page, principal, secret)

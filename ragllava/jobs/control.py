@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +30,7 @@ from ragllava.jobs.queue import (
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
+from ragllava.stores.access.usage import require_room
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.database import records
@@ -42,6 +43,7 @@ from ragllava.stores.schema import workers as workers_table
 from ragllava.stores.sessions import OWNER
 
 ASKED = "ask"  # the `input` of a job that is a single question
+WITH_PICTURES = "pictures"  # in the spec of a job of which a question was asked with a picture
 ALL_ARCHIVES = "*"  # no archive can have this name
 
 
@@ -180,8 +182,9 @@ class ShardView:
 def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
     """Create the job and its shards; returns its id and whether it is new.
 
-    With an idempotency key that exists already, nothing is created and the existing id returned; UsageError if that
-    job has another content. Of two submits at once with the same key, the second waits for the first.
+    Raises QuotaExceeded if the session's caller may have no more jobs open. With an idempotency key that exists
+    already, nothing is created and the existing id returned; UsageError if that job has another content. Of two
+    submits at once with the same key, the second waits for the first.
     """
     digest = hashlib.sha256(json.dumps([new.kind, new.archive_id, new.content_digest]).encode()).hexdigest()
     same_columns = ("kind", "archive_id", "priority", "spec", "total", "idempotency_key", "name")
@@ -203,6 +206,7 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
     insert_shards(connection, job_id, 1, bounds)
     if new.last_on:
         insert_shards(connection, job_id, 1, [(end, new.total)], queue=new.last_on, is_last=True)
+    require_room(connection)
     return int(job_id), True
 
 
@@ -226,6 +230,16 @@ def archive_of(connection: Connection, job_id: int) -> str | None:
     """The name of a job's archive; None for a job of all archives, and for an unknown one."""
     named = select(archives.c.name).join_from(jobs, archives, archives.c.id == jobs.c.archive_id)
     return connection.scalar(named.where(jobs.c.id == job_id))
+
+
+def kind_of_job(connection: Connection, job_id: int) -> str | None:
+    """The kind of a job; None for an unknown one."""
+    return connection.scalar(select(jobs.c.kind).where(jobs.c.id == job_id))
+
+
+def asks_with_pictures(connection: Connection, job_id: int) -> bool:
+    """Whether a question of this answer job was asked with a picture."""
+    return bool(connection.scalar(select(jobs.c.spec.has_key(WITH_PICTURES)).where(jobs.c.id == job_id)))
 
 
 def find_job(connection: Connection, idempotency_key: str) -> int | None:
@@ -342,6 +356,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
         insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
     reopened = {"state": JobState.RUNNING, "finished_at": None, "result": None, "counts": None, "error": None}
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(reopened))
+    require_room(connection)
     return len(numbers)
 
 
@@ -470,7 +485,8 @@ def _as_views(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobView]
 def _jobs_before(connection: Connection) -> dict[int, int]:
     """For each job that has not started: how many jobs of its queue are served before it, in the order of dispatch.
 
-    These are the jobs of higher priority, and of equal priority those that have a shard in flight or wait longer.
+    These are the jobs of higher priority, and of equal priority those that have a shard in flight, and those whose turn
+    comes earlier: owners take turns, and the jobs of an owner (jobs/dispatch.py).
     """
     turns = job_turns()
     columns = (turns, jobs.c.kind, jobs.c.priority, jobs.c.started_at)
@@ -479,18 +495,25 @@ def _jobs_before(connection: Connection) -> dict[int, int]:
     for row in rows:
         by_queue[kind_of(row.kind).queue].append(row)
 
-    def is_before(other: Row[Any], job: Row[Any]) -> bool:
-        if other.job_id == job.job_id or other.priority != job.priority:
-            return bool(other.priority > job.priority)
-        is_served = other.started_at is not None and other.in_flight > 0
-        return is_served or (other.waiting_since, other.job_id) < (job.waiting_since, job.job_id)
+    before: dict[int, int] = {}
+    for queue in by_queue.values():
+        keys = _turns_of(queue)
+        order = sorted(queue, key=lambda job: keys[job.job_id])
+        before |= {job.job_id: place for place, job in enumerate(order) if job.started_at is None}
+    return before
 
-    return {
-        job.job_id: sum(is_before(other, job) for other in queue)
-        for queue in by_queue.values()
-        for job in queue
-        if job.started_at is None
-    }
+
+def _turns_of(queue: Sequence[Row[Any]]) -> dict[int, tuple[Any, ...]]:
+    """By which the jobs of a queue come first: higher priority, a shard in flight already, the turn of the owner, that
+    of its job. Of an owner with n shards in flight, the first waiting job has the turn n + 1, the second n + 2, …"""
+    keys: dict[int, tuple[Any, ...]] = {}
+    waiting: Counter[tuple[str, int]] = Counter()
+    for job in sorted(queue, key=lambda job: (job.in_flight, job.waiting_since, job.job_id)):
+        is_served = job.started_at is not None and job.in_flight > 0
+        waiting[job.owner, job.priority] += not is_served
+        turn = 0 if is_served else job.of_owner + waiting[job.owner, job.priority]
+        keys[job.job_id] = (-job.priority, not is_served, turn, job.in_flight, job.waiting_since, job.job_id)
+    return keys
 
 
 def _as_view(connection: Connection, row: Row[Any], jobs_before: int | None) -> JobView:

@@ -37,13 +37,15 @@ class AnswerRequest:
 class GeneratedAnswer:
     """`confidence` in (0, 1] is exp of the mean log-probability of the answer's tokens; `note` is for users.
 
-    `tokens` counts the tokens of the answer, without the end token.
+    `tokens` counts the tokens of the answer, without the end token, and `prompt_tokens` those of its prompt, pictures
+    included.
     """
 
     text: str
     confidence: float
     note: str | None = None
     tokens: int = 0
+    prompt_tokens: int = 0
 
 
 class _SharedRow(NamedTuple):
@@ -113,23 +115,27 @@ class Generator(RoleModel):
         for _, members in groupby(rows, key=lambda row: id(row.shared)):
             shared, endings = zip(*((row.shared, row.ending) for row in members), strict=True)
             groups.append(replace(shared[0], endings=list(endings)))
-        return self._answers_of(self.mllm.generate_shared(groups, max_tokens), [None] * len(rows))
+        lengths = [len(row.shared.prefix) + len(row.ending) for row in rows]
+        return self._answers_of(self.mllm.generate_shared(groups, max_tokens), [None] * len(rows), lengths)
 
     def _answer(self, prompts: Sequence[Prompt], max_tokens: int) -> list[GeneratedAnswer]:
         inputs = self.mllm.prepare(prompts, answer_tokens=max_tokens)
-        return self._answers_of(self.mllm.generate(inputs, max_tokens), inputs.notes)
+        lengths = inputs.tensors["attention_mask"].sum(dim=1).tolist()
+        return self._answers_of(self.mllm.generate(inputs, max_tokens), inputs.notes, lengths)
 
-    def _answers_of(self, generated: Generated, notes: Sequence[str | None]) -> list[GeneratedAnswer]:
+    def _answers_of(
+        self, generated: Generated, notes: Sequence[str | None], lengths: Sequence[int]
+    ) -> list[GeneratedAnswer]:
         if bool(generated.log_probabilities.isnan().any()):
             raise ScoreRejected(f"{self.version} returned NaN in an answer; check its weights and RAGLLAVA_DTYPE")
-        rows = zip(generated.tokens.tolist(), generated.log_probabilities.tolist(), notes, strict=True)
+        rows = zip(generated.tokens.tolist(), generated.log_probabilities.tolist(), notes, lengths, strict=True)
         return [read_answer(self.mllm, *row) for row in rows]
 
 
 def read_answer(
-    mllm: Mllm, tokens: Sequence[int], log_probabilities: Sequence[float], note: str | None
+    mllm: Mllm, tokens: Sequence[int], log_probabilities: Sequence[float], note: str | None, prompt_tokens: int
 ) -> GeneratedAnswer:
-    """The answer of generated tokens, up to the first end token; `note` is the prompt's."""
+    """The answer of generated tokens, up to the first end token; `note` and `prompt_tokens` are the prompt's."""
     ends = [step for step, token in enumerate(tokens) if token in mllm.end_token_ids]
     length = ends[0] if ends else len(tokens)
     decoded = mllm.tokenizer.decode(list(tokens[:length]), skip_special_tokens=True)
@@ -142,7 +148,8 @@ def read_answer(
     elif not ends:
         notes.append(f"answer stopped at {length} tokens")
     confidence = math.exp(math.fsum(counted) / len(counted))
-    return GeneratedAnswer(text, confidence, "; ".join(note for note in notes if note) or None, length)
+    joined = "; ".join(note for note in notes if note) or None
+    return GeneratedAnswer(text, confidence, joined, length, prompt_tokens)
 
 
 def as_prompt(request: AnswerRequest, write: PromptWriter, *, with_captions: bool) -> Prompt:

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0013"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0015"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -294,8 +294,11 @@ questions = Table(
     Column("note", Text),  # what of the line is not used
     Column("given", JSONB(none_as_null=True)),  # further columns of the line, which the results repeat
     Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/jobs/refreshes.py)
+    Column("picture", Text, ForeignKey("blobs.sha256")),  # that the question is asked with
     UniqueConstraint("job_id", "custom_id"),
     Index("ix_questions_job_id_place", "job_id", "place"),
+    # "Who refers to this blob?", when blobs are removed; few questions have a picture.
+    Index("ix_questions_picture", "picture", postgresql_where=text("picture IS NOT NULL")),
 )
 
 answers = Table(
@@ -316,6 +319,8 @@ answers = Table(
     moment("created_at"),
     Column("candidates_digest", Text),  # of the pictures and captions that were judged, to find out what has changed
     Column("changes", ARRAY(Text)),  # of a refresh: why it was asked again; empty: nothing changed, it was taken over
+    Column("prompt_tokens", Integer),  # that the generator read; NULL: not counted
+    Column("completion_tokens", Integer),  # that it wrote
     question_key(),
 )
 
@@ -712,6 +717,7 @@ batches = Table(
     Column("content_digest", Text, nullable=False),  # of what was asked for, to recognise a repetition
     Column("errors", JSONB(none_as_null=True)),  # why it has failed
     Column("counts", JSONB(none_as_null=True)),  # total, completed, failed, when its files are there
+    Column("usage", JSONB(none_as_null=True)),  # input_tokens, output_tokens; NULL: not all counted
     Column("output_file_id", Text),
     Column("error_file_id", Text),
     moment("created_at"),
@@ -749,6 +755,7 @@ requests = Table(
     Column("result", JSONB(none_as_null=True)),
     Column("status", Text),
     Column("reason", Text),
+    Column("code", Text),  # whose fault it is that there is no result
     postgresql_with={"fillfactor": "70"},
 )
 

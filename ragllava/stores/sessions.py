@@ -17,6 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 T = TypeVar("T")
 
 OWNER = "ragllava.owner"  # a setting of the session: who queues the jobs that are made in it
+OPEN_JOBS = "ragllava.open_jobs"  # how many of these may be open; empty or 0: any number
 
 # A transaction that does nothing for so long belongs to a process that is frozen or gone, and may hold the row of a
 # shard. No transaction of ours waits for anything but the database.

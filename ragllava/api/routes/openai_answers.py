@@ -24,11 +24,19 @@ from ragllava.client import (
     asked_in,
     completion_chunks,
     options_of,
+    response_events,
 )
 
 routes = Routes("Answers")
 
 _BAD_QUESTION = ("failed", "dead")
+_MAX_BODY_BYTES = 32 * 2**20  # a picture of 20 MiB as base64
+_DECLARED: dict[str, Any] = {
+    "needs": AccessRole.ASK,
+    "streams": "text/event-stream",
+    "archive_in": "body:model",
+    "max_body_bytes": _MAX_BODY_BYTES,
+}
 
 
 class AnswerBody(Body):
@@ -39,11 +47,18 @@ class AnswerBody(Body):
     stream: bool | None = None
 
 
+class StreamOptions(Body):
+    """What a stream has besides the answer."""
+
+    include_usage: bool | None = None
+
+
 class ChatBody(AnswerBody):
     """A chat of which the last message of the user is the question."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=10_000)]
     n: int | None = None
+    stream_options: StreamOptions | None = None
 
 
 class ResponseBody(AnswerBody):
@@ -53,28 +68,32 @@ class ResponseBody(AnswerBody):
     instructions: str | None = None
 
 
-@routes.post(CHAT, needs=AccessRole.ASK, body=ChatBody, streams="text/event-stream", archive_in="body:model")
+@routes.post(CHAT, body=ChatBody, **_DECLARED)
 async def create_chat_completion(call: Call[NoQuery, ChatBody]) -> Response:
     """Answer the last message of the user from an archive: the model `ragllava/<archive>`.
 
     With `stream`, the answer comes as events when it is there. Without evidence the message has a `refusal`.
+    The question may have a picture (`image_url`, or `file` with a `file_id`): pictures like it are looked at first.
     """
     if call.body.n not in (None, 1):
         raise InvalidRequest("there is one answer to a question; n must be 1", "n")
     row = await _ask(call, CHAT)
     body = answer_body(row, CHAT, int(time.time()))
     if call.body.stream:
-        return StreamingResponse(_events(completion_chunks(body)), media_type="text/event-stream")
+        options = call.body.stream_options
+        chunks = completion_chunks(body, with_usage=bool(options and options.include_usage))
+        return StreamingResponse(_chunks(chunks), media_type="text/event-stream")
     return JSONResponse(body)
 
 
-@routes.post(RESPONSES, needs=AccessRole.ASK, body=ResponseBody, archive_in="body:model")
+@routes.post(RESPONSES, body=ResponseBody, **_DECLARED)
 async def create_response(call: Call[NoQuery, ResponseBody]) -> Response:
-    """As a chat completion, in the form of `/v1/responses`. It does not stream, and nothing is kept of it."""
-    if call.body.stream:
-        raise InvalidRequest("responses are not streamed; chat completions are", "stream")
+    """As a chat completion, in the form of `/v1/responses`; a picture is `input_image`. Nothing is kept of it."""
     row = await _ask(call, RESPONSES)
-    return JSONResponse(answer_body(row, RESPONSES, int(time.time())) | {"metadata": call.body.metadata or {}})
+    body = answer_body(row, RESPONSES, int(time.time())) | {"metadata": call.body.metadata or {}}
+    if call.body.stream:
+        return StreamingResponse(_named_events(response_events(body)), media_type="text/event-stream")
+    return JSONResponse(body)
 
 
 async def _ask(call: Call[NoQuery, Any], url: str) -> ResultRow:
@@ -92,13 +111,18 @@ def _begin(call: Call[NoQuery, Any], url: str) -> int:
     if name is None:
         raise InvalidRequest(f"no archive is named: use the model {MODEL}/<archive>, or metadata.archive", "model")
     archive = call.archive(name)
-    question, _ = asked_in(call.body.model_dump(), url)
+    asked = asked_in(call.body.model_dump(), url)
     options = options_of(metadata)
     with call.client.access.admitted(call.principal, 1):
-        return call.client.questions.begin(question, archive, options)
+        return call.client.questions.begin(asked.text, archive, options, picture=asked.picture)
 
 
-def _events(chunks: list[dict[str, Any]]) -> Iterator[str]:
+def _named_events(events: list[dict[str, Any]]) -> Iterator[str]:
+    for event in events:
+        yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+
+
+def _chunks(chunks: list[dict[str, Any]]) -> Iterator[str]:
     for chunk in chunks:
         yield f"data: {json.dumps(chunk)}\n\n"
     yield "data: [DONE]\n\n"

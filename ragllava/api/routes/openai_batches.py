@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
+from ragllava.api.routes.native.shared import page_of
 from ragllava.api.routes.openai_files import ExpiresAfter
-from ragllava.client import AccessRole, BatchRequest, BatchView, Page
+from ragllava.client import AccessRole, BatchRequest, BatchView, Page, response_usage
 
 routes = Routes("Batches")
 
@@ -58,6 +59,29 @@ class RequestCounts(Answer):
     failed: int
 
 
+class InputDetails(Answer):
+    """Of the tokens that were read."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputDetails(Answer):
+    """Of the tokens that were written."""
+
+    reasoning_tokens: int
+
+
+class BatchUsage(Answer):
+    """The tokens that the generator read and wrote for all answers."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
 class BatchObject(Answer):
     """A batch; times are in seconds since 1970."""
 
@@ -83,7 +107,7 @@ class BatchObject(Answer):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: RequestCounts
-    usage: None = None
+    usage: BatchUsage | None
     metadata: dict[str, str] | None
 
 
@@ -123,9 +147,7 @@ def create_batch(call: Call[NoQuery, BatchBody]) -> BatchObject:
 def list_batches(call: Call[BatchQuery, NoBody]) -> BatchList:
     """The batches that the caller may see, the newest first."""
     found, has_more = call.client.batches.list(Page(call.query.limit, call.query.after))
-    data = [batch_object(view) for view in found]
-    first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return BatchList(data=data, first_id=first, last_id=last, has_more=has_more)
+    return page_of(BatchList, [batch_object(view) for view in found], has_more)
 
 
 @routes.get("/v1/batches/{batch_id}", needs=AccessRole.READ, answer=BatchObject, archive_in="path:batch_id")
@@ -163,12 +185,18 @@ def batch_object(view: BatchView) -> BatchObject:
         cancelling_at=_seconds(batch.cancelling_at),
         cancelled_at=_seconds(batch.cancelled_at),
         request_counts=RequestCounts(**view.counts),
+        usage=_usage(batch.usage),
         metadata=batch.metadata,
     )
 
 
 def _seconds(moment: datetime | None) -> int | None:
     return int(moment.timestamp()) if moment else None
+
+
+def _usage(tokens: dict[str, int] | None) -> BatchUsage | None:
+    stated = response_usage(tokens["input_tokens"], tokens["output_tokens"]) if tokens else None
+    return BatchUsage(**stated) if stated else None
 
 
 def _errors(errors: list[dict[str, Any]] | None) -> BatchErrors | None:

@@ -13,6 +13,7 @@ from starlette.responses import StreamingResponse
 from ragllava.api.bodies import close_files, read_form
 from ragllava.api.errors import InvalidRequest
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
+from ragllava.api.routes.native.shared import page_of
 from ragllava.client import AccessRole, Page, Upload
 
 routes = Routes("Files")
@@ -99,9 +100,7 @@ def list_files(call: Call[FileQuery, NoBody]) -> FileList:
     query = call.query
     page = Page(query.limit, query.after, ascending=query.order == "asc")
     found, has_more = call.client.files.list(page, query.purpose)
-    data = [file_object(upload) for upload in found]
-    first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return FileList(data=data, first_id=first, last_id=last, has_more=has_more)
+    return page_of(FileList, [file_object(upload) for upload in found], has_more)
 
 
 @routes.get("/v1/files/{file_id}", needs=AccessRole.READ, answer=FileObject, archive_in="path:file_id")

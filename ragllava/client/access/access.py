@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 
 from sqlalchemy import Connection
@@ -12,14 +13,11 @@ from ragllava.client.access.tokens import TokenReader
 from ragllava.client.connections import Namespace, forwarded, this_user
 from ragllava.errors import NotAuthenticated, NotFound, QuotaExceeded
 from ragllava.stores.access import keys, sign_ins, usage
-from ragllava.stores.access.batches import waiting_batches
 from ragllava.stores.access.keys import Limits, Principal
 from ragllava.stores.access.sign_ins import NewSignIn
 from ragllava.stores.access.tenancy import Scope, acting
 from ragllava.stores.access.usage import AuditEntry
 from ragllava.stores.archives.archive import get_archive
-
-_OPEN_JOBS_RETRY_S = 30.0  # jobs end at any time
 
 
 class Access(Namespace):
@@ -93,35 +91,42 @@ class Access(Namespace):
             requests_per_minute=chosen(own.requests_per_minute, settings.api_requests_per_minute),
         )
 
+    def scope_of(self, principal: Principal) -> Scope:
+        """What the transactions of a caller may see, and how many jobs it may have open."""
+        return replace(principal.scope, open_jobs=self.limits_of(principal).open_jobs or 0)
+
     @contextmanager
     def admitted(self, principal: Principal, questions: int = 0) -> Iterator[None]:
-        """Around the creation of a job with so many questions: counts it for a caller, unless the block raises.
+        """Around the creation of a job with so many questions: counts them for a caller, unless the block raises.
 
-        Raises QuotaExceeded when it is too much; then nothing is counted.
+        Raises QuotaExceeded when they are too many, or too many jobs are open already; then nothing is counted. How
+        many are open is looked at again in the transaction that creates the job.
         """
-        self._do(self.count_job, principal, questions, new=1)
+        self._do(self._admit, principal, questions)
         try:
             yield
         except BaseException:
             self._do(usage.add_questions, principal.owner, -questions)
             raise
 
-    def count_job(self, connection: Connection, principal: Principal, questions: int, *, new: int = 0) -> None:
-        """Count questions in a transaction that is rolled back by QuotaExceeded; `new` jobs are not created yet."""
-        limits = self.limits_of(principal)
-        open_now = usage.open_jobs(connection, principal.owner) + waiting_batches(connection, principal.owner) + new
-        if limits.open_jobs and open_now > limits.open_jobs:
-            raise QuotaExceeded(
-                f"{limits.open_jobs} jobs of this caller are open, as many as it may have; wait until one has ended",
-                _OPEN_JOBS_RETRY_S,
-            )
-        total = usage.add_questions(connection, principal.owner, questions)
-        if limits.questions_per_day and total > limits.questions_per_day:
-            raise QuotaExceeded(
-                f"this caller may ask {limits.questions_per_day:,} questions a day, and has asked "
-                f"{total - questions:,}; {questions:,} more are too many",
-                usage.seconds_to_midnight(connection),
-            )
+    def count_questions(self, principal: Principal) -> Callable[[Connection, int], None]:
+        """A function that counts questions of a caller in a transaction, which QuotaExceeded rolls back."""
+        most = self.limits_of(principal).questions_per_day
+
+        def count(connection: Connection, questions: int) -> None:
+            total = usage.add_questions(connection, principal.owner, questions) if questions else 0
+            if most and total > most:
+                raise QuotaExceeded(
+                    f"this caller may ask {most:,} questions a day, and has asked {total - questions:,}; "
+                    f"{questions:,} more are too many",
+                    usage.seconds_to_midnight(connection),
+                )
+
+        return count
+
+    def _admit(self, connection: Connection, principal: Principal, questions: int) -> None:
+        usage.require_room(connection, new=1)
+        self.count_questions(principal)(connection, questions)
 
     def admit_bytes(self, principal: Principal, size_bytes: int) -> None:
         """Raises QuotaExceeded when a caller may not store so many bytes more."""

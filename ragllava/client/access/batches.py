@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -15,7 +15,7 @@ from ragllava.errors import Conflict, UsageError
 from ragllava.stages.batches import submit
 from ragllava.stages.batches.bodies import ENDPOINTS
 from ragllava.stages.batches.state import BatchStatus, is_job_ended, request_counts, status_of
-from ragllava.stores.access import batches
+from ragllava.stores.access import batches, usage
 from ragllava.stores.access.batches import Batch, NewBatch
 from ragllava.stores.access.keys import Principal
 from ragllava.stores.access.uploads import Page, Upload
@@ -126,18 +126,21 @@ def _create(connection: Connection, access: Access, principal: Principal, new: N
     """A refused batch is rolled back together with what was counted for it."""
     batch_id, is_new = batches.create_batch(connection, new)
     if is_new:
-        access.count_job(connection, principal, new.questions)
+        usage.require_room(connection)
+        access.count_questions(principal)(connection, new.questions)
     return batch_id
 
 
 def _view(connection: Connection, batch_id: str) -> BatchView:
-    return _as_view(connection, batches.get_batch(connection, batch_id))
+    [view] = _as_views(connection, [batches.get_batch(connection, batch_id)])
+    return view
 
 
 def _page(connection: Connection, page: Page) -> tuple[list[BatchView], bool]:
     found, has_more = batches.list_batches(connection, page)
-    return [_as_view(connection, batch) for batch in found], has_more
+    return _as_views(connection, found), has_more
 
 
-def _as_view(connection: Connection, batch: Batch) -> BatchView:
-    return BatchView(batch, status_of(batch), request_counts(connection, batch))
+def _as_views(connection: Connection, found: Sequence[Batch]) -> list[BatchView]:
+    counts = request_counts(connection, found)
+    return [BatchView(batch, status_of(batch), count) for batch, count in zip(found, counts, strict=True)]

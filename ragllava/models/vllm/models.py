@@ -183,7 +183,7 @@ class RemoteGenerator(_RemoteRole, Generator):
     def _read(self, prompt: ReadyPrompt, completion: Completion) -> GeneratedAnswer:
         tokens = [token.token_id for token in completion.tokens]
         log_probabilities = [token.log_probabilities[token.token_id] for token in completion.tokens]
-        return read_answer(self.mllm, tokens, log_probabilities, prompt.note)
+        return read_answer(self.mllm, tokens, log_probabilities, prompt.note, len(prompt.tokens))
 
 
 def share_of_yes(log_probabilities: Mapping[int, float], yes: int, no: int) -> float:

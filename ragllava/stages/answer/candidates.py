@@ -5,6 +5,9 @@ fewer of the nearest pictures than in the paper's set-up, and captions that say 
 its caption if it has a word of the question that few images of the archive have, and scores nearly as well as the best
 one. A question may name two things: the words that the best image does not have are searched for a second time, so that
 the images of one name cannot crowd out those of the other.
+
+For a question that is asked with a picture, the nearest to that picture come first. Its text is a second query: images
+that it makes sure of by words, and a few of the nearest to it, are appended.
 """
 
 from __future__ import annotations
@@ -13,7 +16,11 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ragllava.errors import ImageRejected
 from ragllava.records import Origin, Question, Retrieval
 from ragllava.stages.answer.splitting import MOST_BY_CAPTION
 from ragllava.stages.answer.tools import AnswerTools
@@ -23,11 +30,16 @@ from ragllava.stores.archives.texts import ArchiveWords, AskedWords, WordHit
 from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
 from ragllava.stores.database import read_at_once
 
+if TYPE_CHECKING:
+    from ragllava.models.retriever import Retriever
+
 MOST_THINGS = 3
 RARE_SHARE = 0.02  # of the images of an archive: a word that more of them have says little
 FEWEST_RARE = 3  # images that a word may have in the smallest archive and still be rare
 SURE_SHARE = 0.6  # of the score of the best hit
+MOST_BY_TEXT = 5  # images nearest to the text of a question that is asked with a picture
 ANOTHER_THING = 0.4  # of the score of the best hit: words that score less are no second name
+_PICTURES_AT_ONCE = 16  # of questions, decoded in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +63,48 @@ def find_candidates(questions: Sequence[Question], tools: AnswerTools) -> list[l
 
     With `hybrid`, the `top_k` nearest pictures, then those that only their captions make sure of, at most
     MOST_BY_CAPTION for each thing; with `picture`, the first of these alone; with `caption`, the `top_k` best by words
-    in place of the nearest pictures.
+    in place of the nearest pictures. Raises ImageRejected for a question whose picture cannot be read.
     """
     index = tools.index
     if index is None or not questions:
         return [[] for _ in questions]
-    queries = tools.resources.retriever_of(index).embed_texts([question.text for question in questions])
+    retriever = tools.resources.retriever_of(index)
+    queries = retriever.embed_texts([question.text for question in questions])
     rows: list[list[CandidateHit]] = [[] for _ in questions]
     for condition, numbers in _by_filter(questions, tools):
         asked = [questions[number].text for number in numbers]
         search = _Search(index, tools, condition)
-        for number, row in zip(numbers, search.candidates(asked, queries[numbers]), strict=True):
+        pictures = [questions[number] for number in numbers if questions[number].picture]
+        if pictures:  # then all of the group have one
+            found = search.like_pictures(asked, queries[numbers], _embedded(pictures, retriever, tools))
+        else:
+            found = search.candidates(asked, queries[numbers])
+        for number, row in zip(numbers, found, strict=True):
             rows[number] = row
     return rows
 
 
+def _embedded(questions: Sequence[Question], retriever: Retriever, tools: AnswerTools) -> Vectors:
+    """The vectors of the pictures that these questions are asked with, (questions, dim), a few decoded at a time."""
+    parts = []
+    for start in range(0, len(questions), _PICTURES_AT_ONCE):
+        page = questions[start : start + _PICTURES_AT_ONCE]
+        decoded = tools.resources.pictures.get_many([str(question.picture) for question in page])
+        pixels = []
+        for question in page:
+            picture = decoded[str(question.picture)]
+            if isinstance(picture, str):
+                raise ImageRejected(f"the picture of the question cannot be read: {picture}")
+            pixels.append(retriever.prepare_image(picture))
+        parts.append(retriever.embed_pixels(pixels, _PICTURES_AT_ONCE))
+    return np.concatenate(parts)
+
+
 def _by_filter(questions: Sequence[Question], tools: AnswerTools) -> list[tuple[FilterSql | None, list[int]]]:
-    """The numbers of the questions that have the same filter, with that filter."""
+    """The numbers of the questions that have the same filter, with that filter; those with a picture apart."""
     groups: dict[str, list[int]] = defaultdict(list)
     for number, question in enumerate(questions):
-        groups[json.dumps(question.filter, sort_keys=True)].append(number)
+        groups[json.dumps([question.filter, question.picture is not None], sort_keys=True)].append(number)
     return [
         (compile_filter(tools.options.filter, questions[numbers[0]].filter), numbers) for numbers in groups.values()
     ]
@@ -94,6 +128,15 @@ class _Search:
             return [_joined(row, named) for row, named in zip(rows, things, strict=True)]
         best = self._by_words([AskedWords.of(text) for text in asked], queries, options.top_k)
         return [_by_caption_alone(row, named) for row, named in zip(best, things, strict=True)]
+
+    def like_pictures(self, asked: Sequence[str], texts: Vectors, pictures: Vectors) -> list[list[CandidateHit]]:
+        """For questions with pictures. No caption makes sure that a picture is like another, so there are no shares."""
+        rows = [_joined(row, [], Origin.ASKED_PICTURE) for row in self._nearest(pictures)]
+        if self.tools.options.retrieval is Retrieval.PICTURE:
+            return rows
+        named = [[replace(hit, shares=()) for hit in _named(things).values()] for things in self._things(asked, texts)]
+        by_text = [_joined(row[:MOST_BY_TEXT], []) for row in self._nearest(texts)]
+        return [_appended(row, [*words, *near]) for row, words, near in zip(rows, named, by_text, strict=True)]
 
     def _nearest(self, queries: Vectors) -> list[list[Hit]]:
         engine, k = self.tools.engine, self.tools.options.top_k
@@ -140,10 +183,20 @@ def _sure(hits: Sequence[WordHit], rare: int, least: float) -> list[WordHit]:
     return sure[:MOST_BY_CAPTION]
 
 
-def _joined(nearest: Sequence[Hit], things: Sequence[Sequence[WordHit]]) -> list[CandidateHit]:
+def _appended(row: Sequence[CandidateHit], others: Sequence[CandidateHit]) -> list[CandidateHit]:
+    """The candidates, then those of the others that are new."""
+    hits = {hit.image_id: hit for hit in row}
+    for hit in others:
+        hits.setdefault(hit.image_id, hit)
+    return list(hits.values())
+
+
+def _joined(
+    nearest: Sequence[Hit], things: Sequence[Sequence[WordHit]], origin: Origin = Origin.PICTURE
+) -> list[CandidateHit]:
     """The nearest pictures in their order, then the other sure hits in theirs."""
     named = _named(things)
-    rows = [CandidateHit(hit.image_id, hit.retrieval_score) for hit in nearest]
+    rows = [CandidateHit(hit.image_id, hit.retrieval_score, origin) for hit in nearest]
     rows = [
         replace(named.pop(hit.image_id), origin=Origin.BOTH, retrieval_score=hit.retrieval_score)
         if hit.image_id in named

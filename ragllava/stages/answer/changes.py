@@ -15,9 +15,9 @@ from sqlalchemy import Engine
 
 from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext
-from ragllava.records import Candidate, Change, ModelStamp, Question, Role
+from ragllava.records import Answer, Candidate, Change, ModelStamp, Question, Role
 from ragllava.settings import Settings
-from ragllava.stages.answer.pipeline import retrieve
+from ragllava.stages.answer.pipeline import isolate_failures, retrieve
 from ragllava.stages.answer.submit import answered_lines, require_answered
 from ragllava.stages.answer.tools import AnswerTools, prepare, stamp_now, stamp_of
 from ragllava.stages.resources import Resources
@@ -54,6 +54,13 @@ def changes_since(
     return tuple(changes)
 
 
+def _changes(
+    earlier: EarlierAnswer | None, now: ModelStamp, candidates: Sequence[Candidate] | Answer
+) -> tuple[Change, ...]:
+    """A question that failed, because its own picture cannot be read any more, is asked again: then it fails alone."""
+    return (Change.UNKNOWN,) if isinstance(candidates, Answer) else changes_since(earlier, now, candidates)
+
+
 def take_over_unchanged(
     context: ShardContext[Resources],
     questions: Sequence[Question],
@@ -68,9 +75,10 @@ def take_over_unchanged(
     lease, now = context.lease, stamp_now(tools)
     numbers = [question.question_no for question in questions]
     earlier = context.read(refreshes.earlier_answers, lease.job_id, numbers)
+    retrieved = isolate_failures(questions, lambda batch: retrieve(batch, tools, pause=pause))
     changes = {
-        question.question_no: changes_since(earlier.get(question.question_no), now, candidates)
-        for question, candidates in zip(questions, retrieve(questions, tools, pause=pause), strict=True)
+        question.question_no: _changes(earlier.get(question.question_no), now, candidates)
+        for question, candidates in zip(questions, retrieved, strict=True)
     }
     unchanged = [number for number, reasons in changes.items() if not reasons]
     taken: set[int] = set()
@@ -114,8 +122,9 @@ def plan_refresh(
         if not page:
             continue
         questions = [question for question, _ in page]
-        for (_, earlier), candidates in zip(page, retrieve(questions, tools), strict=True):
-            changes = changes_since(earlier, now, candidates)
+        retrieved = isolate_failures(questions, lambda batch: retrieve(batch, tools))
+        for (_, earlier), candidates in zip(page, retrieved, strict=True):
+            changes = _changes(earlier, now, candidates)
             because.update(change.value for change in changes)
             asked_again += bool(changes)
         done += len(questions)

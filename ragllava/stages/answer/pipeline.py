@@ -328,6 +328,8 @@ def _as_answer(
         candidates=reranked.candidates,
         models=stamp,
         note="; ".join(notes) or None,
+        prompt_tokens=text.prompt_tokens if text else 0,
+        completion_tokens=text.tokens if text else 0,
     )
 
 

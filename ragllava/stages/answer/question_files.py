@@ -10,10 +10,11 @@ Four formats, recognised by the file's extension, else by its content, and read 
 
 The names of columns are compared without regard to case and punctuation. The id may also be called `question_id`, `qid`
 or `id`, the question `query` or `prompt`. `where` is the question's own filter (ragllava/filters.py): an object in
-JSON, and in every format text, which is JSON or one condition. Records without any content are skipped. Further columns
-are repeated in the results. An id that is missing becomes `line-<line>`; one that is given must be unique in the file
-and have 1 to 64 characters. White space around a question is removed, and a NUL or half of a surrogate pair (Postgres
-stores neither) becomes U+FFFD.
+JSON, and in every format text, which is JSON or one condition. `picture` is the address of a picture that the question
+is asked with (asked_pictures.py), as in a part of a message of OpenAI's formats; such a question may be without text.
+Records without any content are skipped. Further columns are repeated in the results. An id that is missing becomes
+`line-<line>`; one that is given must be unique in the file and have 1 to 64 characters. White space around
+a question is removed, and a NUL or half of a surrogate pair (Postgres stores neither) becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import datetime
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -51,6 +52,11 @@ MAX_GIVEN_CHARACTERS = 16_000  # of the further columns of one line, as JSON
 _CHAT_URL = "/v1/chat/completions"
 _RESPONSES_URL = "/v1/responses"
 _BATCH_KEYS = ("method", "url", "body")
+_TEXT_PARTS = ("text", "input_text")
+_PICTURE_PARTS = ("image_url", "input_image", "image", "file", "input_file")
+WITHOUT_TEXT = "What does the picture show?"  # what a picture without a text asks
+
+StorePicture = Callable[[str], str]  # from the address of a picture to the sha256 of its stored bytes; UsageError
 
 
 def _unfold(document: Any) -> Iterable[Any]:
@@ -64,7 +70,7 @@ _LAYOUT = Layout(
     content="question",
     example='{"custom_id": …, "question": …}',
     required=(("question", "query", "prompt"),),
-    optional=(("custom_id", "question_id", "qid", "id"), ("where",)),
+    optional=(("custom_id", "question_id", "qid", "id"), ("where",), ("picture",)),
     unfold=_unfold,
 )
 
@@ -87,19 +93,34 @@ class BatchRules:
     model: str
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a line or a request asks: the text, what of it is not used, and the address of its picture."""
+
+    text: str
+    note: str | None = None
+    picture: str | None = None
+
+
 def read_questions(
-    source: Path | bytes, *, name: str, format: FileFormat | None = None, rules: BatchRules | None = None
+    source: Path | bytes,
+    *,
+    name: str,
+    format: FileFormat | None = None,
+    rules: BatchRules | None = None,
+    store_picture: StorePicture | None = None,
 ) -> QuestionFile:
     """Read a question file; `name` is for messages and the extension, `format` overrides what name and content say.
 
-    With `rules`, every line must be one of OpenAI's batch lines that keeps them.
+    With `rules`, every line must be one of OpenAI's batch lines that keeps them. Pictures of questions go to
+    `store_picture`, one after the other; without it, a line with a picture is invalid.
 
     Raises InvalidInput when the whole file is unusable (empty, of unknown format, without a column `question`, too
     long), UsageError when it cannot be opened. An invalid line never raises: it is a LineError.
     """
     format, notes = format or format_by_extension(name), list[str]()
     with opened_records(source, name, _LAYOUT, format=format, max_records=MAX_LINES, notes=notes) as (format, records):
-        lines = _Lines(is_table=format in (FileFormat.CSV, FileFormat.XLSX), rules=rules)
+        lines = _Lines(is_table=format in (FileFormat.CSV, FileFormat.XLSX), rules=rules, store_picture=store_picture)
         checked = list(lines.check_all(records))
         return QuestionFile(name, checked, notes=(*notes, *lines.notes()))
 
@@ -110,9 +131,10 @@ class _Lines:
     In a table, an empty cell is a missing value.
     """
 
-    def __init__(self, *, is_table: bool, rules: BatchRules | None = None) -> None:
+    def __init__(self, *, is_table: bool, rules: BatchRules | None, store_picture: StorePicture | None) -> None:
         self._is_table = is_table
         self._rules = rules
+        self._store_picture = store_picture
         self._first_lines: dict[str, int] = {}
         self._columns: dict[str, None] = {}
         self._dropped_columns: dict[str, None] = {}
@@ -146,12 +168,25 @@ class _Lines:
                     raise record.problem
                 if self._rules is not None:
                     _require_rules(value, others, self._rules)
-                text, note = _question(value, others, record.value)
+                asked = _question(value, others, record.value)
                 where = _filter(value.get("where"))
-                self._with_note += note is not None
-                yield Question(question_no, record.line, unique_id, text, where, note, self._given(others))
+                self._with_note += asked.note is not None
+                picture = self._stored(asked.picture)
+                given = self._given(others)
+                yield Question(question_no, record.line, unique_id, asked.text, where, asked.note, given, picture)
             except Rejected as rejected:
                 yield rejected.at(record.line, own_id)
+
+    def _stored(self, address: str | None) -> str | None:
+        """The sha256 of the picture at an address."""
+        if address is None:
+            return None
+        if self._store_picture is None:
+            raise Rejected("unsupported_picture", "questions with a picture cannot be asked here")
+        try:
+            return self._store_picture(address)
+        except UsageError as error:
+            raise Rejected("invalid_picture", str(error)) from None
 
     def _given(self, others: Mapping[str, Any]) -> dict[str, Any] | None:
         """The further columns of a line as JSON that can be stored."""
@@ -225,11 +260,8 @@ def _filter(where: object) -> Filter | None:
         raise Rejected("invalid_filter", str(error)) from None
 
 
-def asked_in(body: Mapping[str, Any], url: str) -> tuple[str, str | None]:
-    """The question in the body of a request to `url`, as in a batch line, and what of it is not used.
-
-    Raises UsageError.
-    """
+def asked_in(body: Mapping[str, Any], url: str) -> Asked:
+    """The question in the body of a request to `url`, as in a batch line. Raises UsageError."""
     try:
         return _question({}, {"url": url, "body": body}, ())
     except Rejected as rejected:
@@ -248,25 +280,40 @@ def _require_rules(value: Mapping[str, Any], others: Mapping[str, Any], rules: B
         raise Rejected("model_mismatch", f"the batch is for {rules.model}, and the line for {model[:80]}")
 
 
-def _question(value: Mapping[str, Any], others: Mapping[str, Any], names: Iterable[str]) -> tuple[str, str | None]:
-    """The text of the question, and what of its line is not used; `names` are those of the line, for a message."""
+def _question(value: Mapping[str, Any], others: Mapping[str, Any], names: Iterable[str]) -> Asked:
+    """What the line asks; `names` are those of the line, for a message."""
     is_batch_line = "question" not in value and ("body" in others or "url" in others)
-    question, note = _batch_question(others) if is_batch_line else (value.get("question"), None)
-    if question is None:
+    picture = _address(value.get("picture"))
+    if is_batch_line:
+        question, note, sent = _batch_question(others)
+        picture = picture or sent
+    else:
+        question, note = value.get("question"), None
+    if question is None and picture is None:
         keys = "" if is_batch_line or "question" in value else f"; it has {named(names)}"
         raise Rejected("missing_question", f"the line has no question{keys}")
-    if not isinstance(question, str):
+    if not isinstance(question, str | None):
         raise Rejected("missing_question", "the question is not a string")
-    text = UNSTORABLE.sub("\ufffd", question).strip()
-    if not text:
+    text = UNSTORABLE.sub("\ufffd", question or "").strip()
+    if not text and picture is None:
         raise Rejected("empty_question", "the question is empty")
     if len(text) > MAX_QUESTION_CHARACTERS:
         raise Rejected("question_too_long", f"the question has more than {MAX_QUESTION_CHARACTERS:,} characters")
-    return text, note
+    return Asked(text or WITHOUT_TEXT, note, picture)
 
 
-def _batch_question(value: Mapping[str, Any]) -> tuple[object, str | None]:
-    """The question of an OpenAI Batch line, which is the last message of the user, and a note on the other messages."""
+def _address(picture: object) -> str | None:
+    """The address of a line's picture; an empty cell is none."""
+    if picture is None or (isinstance(picture, str) and not picture.strip()):
+        return None
+    if not isinstance(picture, str):
+        raise Rejected("invalid_picture", "the key picture is not text: give the address of one picture")
+    return picture.strip()
+
+
+def _batch_question(value: Mapping[str, Any]) -> tuple[object, str | None, str | None]:
+    """The question of an OpenAI Batch line, which is the last message of the user; a note on the other messages; the
+    address of its picture."""
     method, url, body = value.get("method", "POST"), value.get("url"), value.get("body")
     if method != "POST" or url not in (_CHAT_URL, _RESPONSES_URL):
         raise Rejected("url_mismatch", f"a batch line must be a POST to {_CHAT_URL} or {_RESPONSES_URL}")
@@ -275,7 +322,7 @@ def _batch_question(value: Mapping[str, Any]) -> tuple[object, str | None]:
     turns = body.get("messages" if url == _CHAT_URL else "input")
     has_instructions = bool(url == _RESPONSES_URL and body.get("instructions"))
     if url == _RESPONSES_URL and isinstance(turns, str):
-        return turns, _unused_note(int(has_instructions), 0)
+        return turns, _unused_note(int(has_instructions), 0), None
     if not isinstance(turns, list):
         raise Rejected("missing_question", "the body has no list of messages")
     messages = [turn for turn in turns if isinstance(turn, dict)]
@@ -285,7 +332,7 @@ def _batch_question(value: Mapping[str, Any]) -> tuple[object, str | None]:
     content = messages.pop(asked[-1]).get("content")
     system = sum(turn.get("role") in ("system", "developer") for turn in messages)
     note = _unused_note(system + has_instructions, len(messages) - system)
-    return "\n".join(map(_part_text, content)) if isinstance(content, list) else content, note
+    return _with_parts(content, note)
 
 
 def _unused_note(system: int, turns: int) -> str | None:
@@ -298,9 +345,29 @@ def _unused_note(system: int, turns: int) -> str | None:
     return f"not used: {' and '.join(parts)} of the batch line" if parts else None
 
 
-def _part_text(part: object) -> str:
-    if isinstance(part, dict) and part.get("type") in ("text", "input_text") and isinstance(part.get("text"), str):
-        return str(part["text"])
-    kind = part.get("type") if isinstance(part, dict) else None
-    part_name = f"a part of the type {str(kind)[:40]!r}" if kind else "a part without a type"
-    raise Rejected("unsupported_content", f"the message has {part_name}; a question must be text")
+def _with_parts(content: object, note: str | None) -> tuple[object, str | None, str | None]:
+    """The content of a message: text, or a list of texts with at most one picture among them."""
+    if not isinstance(content, list):
+        return content, note, None
+    texts: list[str] = []
+    pictures: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in _PICTURE_PARTS and (address := _part_address(part)) is not None:
+            pictures.append(address)
+        else:
+            part_name = f"a part of the type {str(kind)[:40]!r}" if kind else "a part without a type"
+            raise Rejected("unsupported_content", f"the message has {part_name}; a question is text and one picture")
+    if len(pictures) > 1:
+        raise Rejected("unsupported_content", f"a question has at most one picture, and this one has {len(pictures)}")
+    return "\n".join(texts), note, pictures[0] if pictures else None
+
+
+def _part_address(part: Mapping[str, Any]) -> str | None:
+    """The address in a part of a message: of a picture, or of a file that was uploaded."""
+    sent = part.get("image_url") or part.get("file") or part.get("image") or part
+    if isinstance(sent, dict):
+        sent = sent.get("url") or sent.get("file_id")
+    return sent if isinstance(sent, str) and sent else None

@@ -20,14 +20,14 @@ from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaErro
 from ragllava.filters import metadata_keys, parse_where
 from ragllava.imaging.decode import printable
 from ragllava.jobs import control
-from ragllava.jobs.control import JobView, NewJob
+from ragllava.jobs.control import WITH_PICTURES, JobView, NewJob
 from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Question, Retrieval
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stages.results.outbox import Outbox
-from ragllava.stores.archives import archive, filtering
+from ragllava.stores.archives import archive, blobs, filtering
 from ragllava.stores.archives.archive import Archive
 from ragllava.stores.jobs import answers, refreshes
 from ragllava.stores.objects import ObjectStore
@@ -83,6 +83,7 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
     """
     _check_key(how.idempotency_key)
     _require_valid(file, how)
+    _check_pictures(file, check_options(how.options))
     digest = _digest(file, check_options(how.options))  # of the file alone, whatever the archive knows
     searched, options, file = check_questions(connection, file, how)
     _require_valid(file, how)
@@ -94,7 +95,7 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
         NewJob(
             kind=JobKind.ANSWER,
             archive_id=searched.archive_id,
-            spec={"options": to_json(options), "input": printable(file.name), **delivery, **_columns_of(file)},
+            spec={"options": to_json(options), "input": printable(file.name), **delivery, **_kept(file)},
             total=len(file.lines),
             per_shard=settings.questions_per_shard,
             priority=how.priority,
@@ -140,7 +141,7 @@ def submit_refresh(connection: Connection, settings: Settings, earlier_job_id: i
                 "options": earlier.spec["options"],
                 "input": earlier.spec.get("input"),
                 "refreshes": earlier_job_id,
-                **({"columns": earlier.spec["columns"]} if "columns" in earlier.spec else {}),
+                **{name: earlier.spec[name] for name in ("columns", WITH_PICTURES) if name in earlier.spec},
             },
             total=earlier.progress.total,
             per_shard=settings.questions_per_shard,
@@ -201,13 +202,22 @@ def record_refusal(objects: ObjectStore, report_address: str, address: str, erro
         log.warning(str(unwritable), extra={"action": "refusal_not_written", "address": address})
 
 
-def _columns_of(file: QuestionFile) -> dict[str, list[str]]:
-    """The further columns of the file, which the results repeat."""
-    columns = file.columns
-    return {"columns": columns} if columns else {}
+def _kept(file: QuestionFile) -> dict[str, object]:
+    """What the results need to know of the file: its further columns, and whether a question has a picture."""
+    kept: dict[str, object] = {"columns": file.columns} if file.columns else {}
+    return kept | ({WITH_PICTURES: True} if any(question.picture for question in file.valid) else {})
+
+
+def _check_pictures(file: QuestionFile, options: AnswerOptions) -> None:
+    """Raises UsageError for pictures that nothing would look at."""
+    if options.retrieval is Retrieval.CAPTION and any(question.picture for question in file.valid):
+        raise UsageError("with the retrieval caption, no picture is looked at; ask with pictures by hybrid or picture")
 
 
 def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> None:
+    pictures = sorted({question.picture for question in file.valid if question.picture})
+    if pictures:
+        blobs.make_live(connection, pictures)
     answers.insert_questions(
         connection,
         job_id,
@@ -215,7 +225,7 @@ def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> No
             (number, line.line, line.custom_id, line.text if isinstance(line, Question) else None)
             for number, line in enumerate(file.lines)
         ),
-        own={q.question_no: q for q in file.valid if q.filter or q.note or q.given},
+        own={q.question_no: q for q in file.valid if q.filter or q.note or q.given or q.picture},
     )
     answers.insert_refusals(
         connection,
@@ -286,6 +296,6 @@ def _digest(file: QuestionFile, options: AnswerOptions) -> str:
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
     for line in file.lines:
         text = line.text if isinstance(line, Question) else line.message
-        own_filter = [line.filter] if isinstance(line, Question) and line.filter else []
-        digest.update(json.dumps([line.custom_id, text, *own_filter]).encode())
+        own = [part for part in (line.filter, line.picture) if part] if isinstance(line, Question) else []
+        digest.update(json.dumps([line.custom_id, text, *own]).encode())
     return digest.hexdigest()

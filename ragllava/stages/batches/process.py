@@ -23,7 +23,9 @@ from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
 from ragllava.records import AnswerOptions, FileFormat
 from ragllava.settings import Settings
+from ragllava.stages.answer.asked_pictures import AskedPictures
 from ragllava.stages.answer.question_files import BatchRules, QuestionFile, read_questions
+from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.batches.bodies import error_line, is_answer, output_line
 from ragllava.stages.batches.state import is_job_ended
@@ -32,7 +34,7 @@ from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.access import batches, uploads, usage
 from ragllava.stores.access.batches import Batch
-from ragllava.stores.access.uploads import NewUpload, new_file_id
+from ragllava.stores.access.uploads import NewUpload, Upload, new_file_id
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 from ragllava.whole_files import file_sha256
@@ -93,7 +95,7 @@ def _begin(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batc
         _fail(engine, batch, [_error("job_removed", "the job of the batch was removed")])
         return 1
     try:
-        file = _read(engine, objects, batch)
+        file = _read(engine, settings, objects, batch)
         in_transaction(engine, _submit, settings, batch, file)
     except InvalidInput as error:
         _fail(engine, batch, _line_errors(error.errors))
@@ -104,13 +106,29 @@ def _begin(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batc
     return 1
 
 
-def _read(engine: Engine, objects: ObjectStore, batch: Batch) -> QuestionFile:
+def _read(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batch) -> QuestionFile:
     upload = in_transaction(engine, uploads.get_upload, batch.input_file_id)
     rules = BatchRules(batch.endpoint, f"{MODEL}/{batch.archive}")
-    with tempfile.TemporaryDirectory() as folder:
+
+    def find_upload(file_id: str) -> Upload:
+        return in_transaction(engine, _upload_of_owner, batch, file_id)
+
+    pictures = AskedPictures(engine, objects, batch.archive, RemotePictures.of(settings), find_upload)
+    with tempfile.TemporaryDirectory() as folder, pictures.storing() as store_picture:
         path = Path(folder) / "batch.jsonl"
         objects.fetch(upload.object_key, path)
-        return read_questions(path, name=upload.filename, format=FileFormat.JSONL, rules=rules)
+        return read_questions(
+            path, name=upload.filename, format=FileFormat.JSONL, rules=rules, store_picture=store_picture
+        )
+
+
+def _upload_of_owner(connection: Connection, batch: Batch, file_id: str) -> Upload:
+    """A file that the owner of a batch may use; this process sees all. Raises NotFound."""
+    upload = uploads.get_upload(connection, file_id)
+    archives = uploads.archives_of(connection, file_id)
+    if upload.owner != batch.owner and archives != [batch.archive_id]:
+        raise uploads.unknown_file(file_id)
+    return upload
 
 
 def _submit(connection: Connection, settings: Settings, batch: Batch, file: QuestionFile) -> None:
@@ -145,16 +163,24 @@ def _finish(engine: Engine, objects: ObjectStore, batch: Batch) -> int:
     """Write the files of a batch whose job has ended, then end the batch in one transaction."""
     ended = _ended_as(batch)
     with tempfile.TemporaryDirectory() as folder:
-        lines = _write_lines(engine, batch, Path(folder), _STOPPED[ended if ended in _STOPPED else "cancelled"])
+        lines, usage = _write_lines(engine, batch, Path(folder), _STOPPED[ended if ended in _STOPPED else "cancelled"])
         files = {kind: _store(objects, batch, Path(folder), kind, count) for kind, count in lines.items() if count}
-    return int(in_transaction(engine, _end, batch, ended, files, lines))
+    return int(in_transaction(engine, _end, batch, ended, files, lines, usage))
 
 
-def _end(connection: Connection, batch: Batch, ended: str, files: dict[str, NewUpload], lines: dict[str, int]) -> bool:
+def _end(
+    connection: Connection,
+    batch: Batch,
+    ended: str,
+    files: dict[str, NewUpload],
+    lines: dict[str, int],
+    usage: dict[str, int] | None,
+) -> bool:
     counts = {"total": sum(lines.values()), "completed": lines[_OUTPUT], "failed": lines[_ERRORS]}
     ids = {kind: upload.file_id for kind, upload in files.items()}
     values: dict[str, Any] = {
         "counts": counts,
+        "usage": usage,
         "output_file_id": ids.get(_OUTPUT),
         "error_file_id": ids.get(_ERRORS),
         "finalizing_at": batch.job_finished_at,
@@ -176,15 +202,27 @@ def _ended_as(batch: Batch) -> str:
     return "expired" if batch.overdue_at is not None and batch.cancelling_at is None else "cancelled"
 
 
-def _write_lines(engine: Engine, batch: Batch, folder: Path, stopped: tuple[str, str]) -> dict[str, int]:
-    """The lines of the two files; returns how many each has."""
+def _write_lines(
+    engine: Engine, batch: Batch, folder: Path, stopped: tuple[str, str]
+) -> tuple[dict[str, int], dict[str, int] | None]:
+    """The lines of the two files; returns how many each has, and the tokens of all answers if they were counted."""
     lines = {_OUTPUT: 0, _ERRORS: 0}
+    tokens: dict[str, int] | None = {"input_tokens": 0, "output_tokens": 0}
     with (folder / _OUTPUT).open("w") as output, (folder / _ERRORS).open("w") as errors:
         for row in _rows(engine, batch):
             kind, file = (_OUTPUT, output) if is_answer(row) else (_ERRORS, errors)
             _write_line(file, batch, row, stopped)
             lines[kind] += 1
-    return lines
+            tokens = _added(tokens, row) if kind == _OUTPUT else tokens
+    return lines, tokens
+
+
+def _added(tokens: dict[str, int] | None, row: ResultRow) -> dict[str, int] | None:
+    """The sums with those of another answer; None as soon as one is not known."""
+    read, written = row.prompt_tokens, row.completion_tokens
+    if tokens is None or read is None or written is None:
+        return None
+    return {"input_tokens": tokens["input_tokens"] + read, "output_tokens": tokens["output_tokens"] + written}
 
 
 def _write_line(file: IO[str], batch: Batch, row: ResultRow, stopped: tuple[str, str]) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from sqlalchemy import Connection
 
-from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState
-from ragllava.records import AnswerStatus, JobKind
+from ragllava.records import AnswerStatus
 from ragllava.stores.access.batches import Batch
+from ragllava.stores.jobs.outcomes import QuestionInputs
 
 _COMPLETED = (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE)
 
@@ -44,14 +45,26 @@ def is_job_ended(batch: Batch) -> bool:
     return batch.job_state is not None and JobState(batch.job_state) in FINAL_JOB_STATES
 
 
-def request_counts(connection: Connection, batch: Batch) -> dict[str, int]:
-    """`total`, `completed` and `failed` lines; of an ended batch they add up."""
+def request_counts(connection: Connection, batches: Sequence[Batch]) -> list[dict[str, int]]:
+    """`total`, `completed` and `failed` lines of each batch; of an ended one they add up. All that have to be counted
+    share a statement."""
+    uncounted = {
+        batch.job_id: batch.job_total
+        for batch in batches
+        if batch.counts is None
+        and batch.job_counts is None
+        and batch.job_id is not None
+        and batch.job_total is not None
+    }
+    counted = QuestionInputs().count_many(connection, uncounted)
+    return [_counts(batch, counted) for batch in batches]
+
+
+def _counts(batch: Batch, counted: Mapping[int, dict[str, int]]) -> dict[str, int]:
     if batch.counts is not None:
         return batch.counts
     if batch.job_id is None or batch.job_total is None:
         return {"total": 0, "completed": 0, "failed": 0}
-    by_status = batch.job_counts
-    if by_status is None:
-        by_status = kind_of(JobKind.ANSWER).inputs.count(connection, batch.job_id, batch.job_total)
+    by_status = batch.job_counts if batch.job_counts is not None else counted[batch.job_id]
     completed = sum(by_status.get(status, 0) for status in _COMPLETED)
     return {"total": batch.job_total, "completed": completed, "failed": sum(by_status.values()) - completed}

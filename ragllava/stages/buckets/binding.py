@@ -8,8 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import UsageError
+from ragllava.json_records import to_json
 from ragllava.records import PRIORITIES
 from ragllava.settings import Settings
+from ragllava.stages.answer.submit import as_options, check_options
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, held_removals
 from ragllava.stores.buckets.bindings import Binding, BindingRole
@@ -39,6 +41,8 @@ def bind_archive(
     Raises UsageError for an invalid address, a missing bucket, RagLLaVA's own bucket, and an overlap.
     """
     bucket, prefix = read_address(address)
+    if "answer" in options:
+        options = options | {"answer": to_json(check_options(as_options(options["answer"])))}
     if role is BindingRole.INBOX:
         if not options.get("outbox"):
             raise UsageError("an inbox needs an outbox for its results: give --outbox s3://bucket/prefix/")

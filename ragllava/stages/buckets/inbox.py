@@ -16,7 +16,9 @@ from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, Us
 from ragllava.jobs import control
 from ragllava.records import PRIORITIES, FileFormat
 from ragllava.settings import Settings
+from ragllava.stages.answer.asked_pictures import AskedPictures
 from ragllava.stages.answer.question_files import read_questions
+from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stages.answer.submit import Submission, as_options, record_refusal, submit_questions
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.results.outbox import LONGEST_NAME, Outbox
@@ -54,7 +56,7 @@ def submit_question_file(
         content = objects.read_external(binding.bucket, key)
         outbox = replace(outbox, etag=content.etag)  # the file may have changed since it was observed
         job_id = in_transaction(engine, control.find_job, outbox.version)
-        job_id = job_id or _submit(engine, settings, binding, outbox, content.data)
+        job_id = job_id or _submit(engine, settings, objects, binding, outbox, content.data)
     except SettingsError as error:  # not the file's fault: it can be read as soon as the access key may
         raise ServiceUnavailable(str(error)) from error
     except ObjectMissing:
@@ -84,7 +86,9 @@ def _outbox(binding: Binding, key: str, etag: str) -> Outbox | str:
     return Outbox(folder, source, etag, file_format)
 
 
-def _submit(engine: Engine, settings: Settings, binding: Binding, outbox: Outbox, content: bytes) -> int:
+def _submit(
+    engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, outbox: Outbox, content: bytes
+) -> int:
     submission = Submission(
         binding.archive,
         as_options(binding.options.get("answer")),
@@ -93,7 +97,9 @@ def _submit(engine: Engine, settings: Settings, binding: Binding, outbox: Outbox
         priority=PRIORITIES[binding.options.get("priority", "normal")],
         outbox=outbox,
     )
-    questions = read_questions(content, name=outbox.source)
+    pictures = AskedPictures(engine, objects, binding.archive, RemotePictures.of(settings))
+    with pictures.storing() as store_picture:
+        questions = read_questions(content, name=outbox.source, store_picture=store_picture)
     job_id = in_transaction(engine, submit_questions, settings, questions, submission).job_id
     log.info("question file submitted", extra={"action": "job_submitted", "job": job_id, "address": outbox.source})
     return job_id

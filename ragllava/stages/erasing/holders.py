@@ -51,6 +51,10 @@ def copies_of_trainings(engine: Engine, objects: ObjectStore, job_ids: Sequence[
 def _in_database(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> list[str]:
     values = {"archive_id": archive_id, "ids": list(image_ids)}
     held = [f"the archive {name} holds the same bytes, which stay" for name in connection.scalars(_ARCHIVES, values)]
+    asked = connection.execute(_ASKED_WITH, values).all()
+    held += [
+        f"{row.questions:,} questions of job {row.job_id} were asked with the same bytes, which stay" for row in asked
+    ]
     keys = [
         f"the bound bucket holds {address}; it is not ingested again until it changes, and what is recorded of it and "
         "of its captions goes when it is deleted"
@@ -128,6 +132,11 @@ def _shortened(sentences: list[str], noun: str) -> list[str]:
 _ARCHIVES = text("""
     SELECT DISTINCT a.name FROM images i JOIN images o ON o.sha256 = i.sha256 AND o.archive_id <> i.archive_id
     JOIN archives a ON a.id = o.archive_id WHERE i.archive_id = :archive_id AND i.id = ANY(:ids) ORDER BY 1
+""")
+
+_ASKED_WITH = text("""
+    SELECT q.job_id, count(*) AS questions FROM images i JOIN questions q ON q.picture = i.sha256
+    WHERE i.archive_id = :archive_id AND i.id = ANY(:ids) GROUP BY q.job_id ORDER BY q.job_id LIMIT 20
 """)
 
 _OBJECTS = text("""

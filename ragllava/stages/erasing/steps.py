@@ -131,6 +131,9 @@ class Eraser:
     def _erase_job(self, erasure_id: int, job_id: int) -> None:
         while self._count("inputs", erasure_id, erasing_jobs.delete_inputs, job_id):
             pass
+        # The pictures of its questions, also those that an interrupted erasure has marked.
+        if marked := in_transaction(self.engine, erasing_images.marked_content):
+            self._delete_content(erasure_id, marked)
         self.before_step("files")
         with result_lock(self.engine, job_id):  # who writes them at this moment would write them again
             removed = self.objects.remove_prefix(f"jobs/{job_id}/")

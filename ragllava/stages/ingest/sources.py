@@ -75,6 +75,14 @@ def list_sources(
     return (_with_description(item.file, item.description) for item in offered)
 
 
+def describe_listed(files: Sequence[SourceFile], listing: Listing) -> list[SourceFile]:
+    """Files that were listed elsewhere, with what the caption files of `listing` say about them."""
+    offered = [_Offered(file, file.source) for file in files]
+    _describe_by_folders(offered, listing, None)
+    listing.cut += sum(item.description.is_cut for item in offered)
+    return [_with_description(item.file, item.description) for item in offered]
+
+
 def _with_description(file: SourceFile, said: Description) -> SourceFile:
     return replace(file, caption=said.caption, metadata=said.metadata, pages=said.page_captions)
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.jobs import control
-from ragllava.jobs.control import JobView
+from ragllava.jobs.control import WITH_PICTURES, JobView
 from ragllava.jobs.isolation import Isolation
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
@@ -38,6 +38,7 @@ from ragllava.whole_files import file_sha256
 
 log = logging.getLogger(__name__)
 
+RESULTS = "results.jsonl"
 _PAGE = 500  # results whose metadata are loaded together
 
 
@@ -46,10 +47,12 @@ def result_rows(connection: Connection, job_id: int, *, with_metadata: bool = Fa
 
     `with_metadata` adds the metadata that the images of the evidence have now.
     """
-    searched = control.archive_of(connection, job_id)
+    searched, of_pictures = control.archive_of(connection, job_id), control.asks_with_pictures(connection, job_id)
     results = answers.iterate_results(connection, job_id)
     while page := list(islice(results, _PAGE)):
-        yield from _as_result_rows(connection, job_id, searched, page, with_metadata=with_metadata)
+        yield from _as_result_rows(
+            connection, job_id, searched, page, of_pictures=of_pictures, with_metadata=with_metadata
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ class ResultPage:
 def result_page(connection: Connection, job_id: int, query: ResultQuery) -> ResultPage:
     """The next rows of a job that a person looks at."""
     after = find_rows(connection, job_id, query)
-    rows = list(_as_result_rows(connection, job_id, control.archive_of(connection, job_id), after.rows))
+    searched, of_pictures = control.archive_of(connection, job_id), control.asks_with_pictures(connection, job_id)
+    rows = list(_as_result_rows(connection, job_id, searched, after.rows, of_pictures=of_pictures))
     waiting = [(row.line, row.question or "") for row, _ in after.rows if row.status is None]
     return ResultPage(rows, waiting, after.next_after)
 
@@ -75,6 +79,7 @@ def _as_result_rows(
     searched: str | None,
     page: Sequence[tuple[Any, tuple[Candidate, ...]]],
     *,
+    of_pictures: bool,
     with_metadata: bool = False,
 ) -> Iterator[ResultRow]:
     kept = {candidate.image.image_id for _, candidates in page for candidate in evidence_of(candidates)}
@@ -90,6 +95,7 @@ def _as_result_rows(
                 candidates=_told_apart(candidates, uris) if uris else candidates,
                 previous=_previous(row.previous, row.changes) if row.previous else None,
                 metadata=metadata,
+                of_pictures=of_pictures,
             )
 
 
@@ -162,14 +168,20 @@ def _store_result(connection: Connection, job: JobView, result: dict[str, Any]) 
     webhooks.announce_end(connection, job.job_id)
 
 
+def kept_folder(job_id: int) -> str:
+    """Where further files that were made of the results of a job are kept (kept.py)."""
+    return f"jobs/{job_id}/kept/"
+
+
 def write_files(engine: Engine, objects: ObjectStore, job: JobView, counted: Reconciliation) -> dict[str, Any]:
     """Write `jobs/<id>/results.jsonl`, `errors.jsonl` and, last, `manifest.json`; returns the manifest.
 
     Of a job that came through an inbox the outbox gets the same.
     """
     prefix = f"jobs/{job.job_id}"
+    objects.remove_prefix(kept_folder(job.job_id))  # of earlier results
     with tempfile.TemporaryDirectory() as folder:
-        results, errors = Path(folder) / "results.jsonl", Path(folder) / "errors.jsonl"
+        results, errors = Path(folder) / RESULTS, Path(folder) / "errors.jsonl"
         lines = {results: _write_results(engine, job, results, FileFormat.JSONL)}
         with engine.begin() as connection:
             lines[errors] = write_errors(result_rows(connection, job.job_id), errors)
@@ -207,7 +219,15 @@ def _write_results(engine: Engine, job: JobView, path: Path, format: FileFormat)
     top_n, is_refresh, columns = job.spec["options"]["top_n"], job.refresh is not None, job.spec.get("columns", ())
     with engine.begin() as connection:
         rows = result_rows(connection, job.job_id)
-        return write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, columns=columns)
+        return write_results(
+            rows,
+            path,
+            format,
+            top_n=top_n,
+            is_refresh=is_refresh,
+            columns=columns,
+            of_pictures=WITH_PICTURES in job.spec,
+        )
 
 
 def _deliver(

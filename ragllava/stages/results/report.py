@@ -98,6 +98,7 @@ class _ShownCandidate:
 @dataclass(frozen=True, slots=True)
 class _Card:
     row: ReportRow
+    asked: _Picture | None  # the picture that the question was asked with
     threshold: float | None
     by_retrieval: list[Candidate]
     evidence: list[_ShownCandidate]
@@ -134,7 +135,7 @@ def write_report(
 
     With `pages`, of which `path` is the first, write all of them, with links between them. `thumbnail` returns, for an
     image's sha256, a small JPEG or PNG (256 px a side is enough), or None when there is none; it is called once for
-    each image that is evidence on a page. Raises UsageError when a file cannot be written there.
+    each picture on a page: of evidence, or of a question. Raises UsageError when a file cannot be written there.
     """
     remaining = iter(rows)
     paths = list(pages) or [path]
@@ -220,6 +221,7 @@ def _card(row: ReportRow, summary: ReportSummary, picture_of: Callable[[str], _P
     reranked = [candidate for candidate in result.candidates if candidate.relevance is not None]
     return _Card(
         row=row,
+        asked=picture_of(result.picture) if result.picture else None,
         threshold=models.get("threshold"),
         by_retrieval=sorted(reranked, key=lambda candidate: candidate.retrieval_rank)[:MAX_BARS],
         evidence=evidence,

@@ -71,7 +71,8 @@ class ResultRow:
     a ModelStamp as JSON, None where no model ran. A result has `error_code` and `error` or neither. `previous` is set
     in the results of a refresh, in every row. `metadata` has those of the evidence by image id, where they were asked
     for. `given` has the further columns of the input line, in the results of a file that has any. `job_id` and
-    `archive` are None where no job asked the question.
+    `archive` are None where no job asked the question. `picture` is the sha256 of the picture that the question was
+    asked with; with `of_pictures`, of a job with such questions, every row has the key. Tokens as in an Answer.
     """
 
     line: int
@@ -90,6 +91,10 @@ class ResultRow:
     job_id: int | None = None
     archive: str | None = None
     given: dict[str, Any] | None = None
+    picture: str | None = None
+    of_pictures: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
     @classmethod
     def of(cls, question: Question, answer: Answer) -> ResultRow:
@@ -106,6 +111,9 @@ class ResultRow:
             note=answer.note,
             error_code=answer.error_code,
             error=answer.error,
+            picture=question.picture,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
         )
 
     @property
@@ -128,6 +136,7 @@ class ResultRow:
             "custom_id": self.custom_id,
             "line": self.line,
             "question": self.question,
+            **({"picture": self.picture} if self.of_pictures or self.picture else {}),
             "status": str(self.status),
             "answer": self.answer,
             "confidence": _rounded(self.confidence),
@@ -164,7 +173,7 @@ class ResultRow:
         return stamp | {"threshold": _rounded(stamp["threshold"])}
 
 
-def write_results(
+def write_results(  # noqa: PLR0913 - each says which columns there are
     rows: Iterable[ResultRow],
     path: Path,
     format: FileFormat,
@@ -173,11 +182,13 @@ def write_results(
     is_refresh: bool = False,
     with_metadata: bool = False,
     columns: Sequence[str] = (),
+    of_pictures: bool = False,
 ) -> int:
     """Write all rows, in the order given, and return how many; `path` appears only when it is complete.
 
     `with_metadata` tells whether the rows have metadata, which are one JSON text for each image in CSV and Parquet;
-    `columns` are the further columns of the input file, in a CSV `input_…`, in Parquet one JSON text.
+    `columns` are the further columns of the input file, in a CSV `input_…`, in Parquet one JSON text. `of_pictures`
+    tells whether a question of the job was asked with a picture.
 
     `top_n` is the job's limit of evidence, so that every CSV of it has the same columns; a row with more is a
     ValueError. The CSV of a refresh has columns for the previous outcome. Raises UsageError when the file cannot be
@@ -188,7 +199,7 @@ def write_results(
     with output_file(path) as part:
         if format is FileFormat.JSONL:
             return write_json_lines((_with_input(row, columns).as_json() for row in rows), part)
-        empty = _empty_row(is_refresh, with_metadata, columns)
+        empty = _empty_row(is_refresh, with_metadata, columns, of_pictures)
         if format is FileFormat.CSV:
             return _write_csv(rows, part, top_n, empty)
         return _write_parquet(rows, part, empty)
@@ -301,11 +312,11 @@ def _evidence_json(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _empty_row(is_refresh: bool, with_metadata: bool, columns: Sequence[str]) -> ResultRow:
+def _empty_row(is_refresh: bool, with_metadata: bool, columns: Sequence[str], of_pictures: bool) -> ResultRow:
     """A row that has the keys of all rows of a job."""
     previous = Previous(0, None, None, ()) if is_refresh else None
     metadata: Mapping[int, Metadata] | None = {} if with_metadata else None
-    row = ResultRow(0, None, None, AnswerStatus.FAILED, previous=previous, metadata=metadata)
+    row = ResultRow(0, None, None, AnswerStatus.FAILED, previous=previous, metadata=metadata, of_pictures=of_pictures)
     return _with_input(row, columns)
 
 
@@ -339,7 +350,8 @@ def _csv_cells(row: ResultRow, top_n: int) -> dict[str, Any]:
     record = _flat_json(row)
     if len(record["evidence"]) > top_n:
         raise ValueError(f"line {row.line} has {len(record['evidence'])} images of evidence, but top_n is {top_n}")
-    cells = {key: record[key] for key in ("custom_id", "line", "question", "status", "answer", "confidence")}
+    first = ("custom_id", "line", "question", "picture", "status", "answer", "confidence")
+    cells = {key: record[key] for key in first if key in record}
     cells |= _evidence_cells(record["evidence"], _evidence_keys(row), top_n)
     cells |= {f"model_{key}": record["models"] and record["models"][key] for key in _MODEL_KEYS}
     cells |= {"note": record["note"], "error_code": row.error_code, "error": row.error}

@@ -59,6 +59,7 @@ class Batch:
     questions: int
     errors: list[dict[str, Any]] | None
     counts: dict[str, int] | None
+    usage: dict[str, int] | None
     output_file_id: str | None
     error_file_id: str | None
     created_at: datetime
@@ -171,12 +172,6 @@ def open_batches(connection: Connection) -> Sequence[str]:
     query = select(batches.c.id).outerjoin(jobs, jobs.c.id == batches.c.job_id)
     query = query.where(batches.c.ended_at.is_(None), is_due).order_by(batches.c.created_at, batches.c.id)
     return list(connection.scalars(query))
-
-
-def waiting_batches(connection: Connection, owner: str) -> int:
-    """The batches of a caller that have no job yet."""
-    is_waiting = (batches.c.owner == owner, batches.c.ended_at.is_(None), batches.c.job_id.is_(None))
-    return int(connection.execute(select(func.count()).where(*is_waiting)).scalar_one())
 
 
 def set_job(connection: Connection, batch_id: str, job_id: int) -> None:

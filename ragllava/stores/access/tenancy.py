@@ -19,7 +19,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from ragllava.errors import AccessDenied, UsageError
 from ragllava.stores.database import TRANSACTIONS_ONLY
-from ragllava.stores.sessions import OWNER
+from ragllava.stores.sessions import OPEN_JOBS, OWNER
 
 ARCHIVES = "ragllava.archives"
 ADMIN = "ragllava.admin"
@@ -29,7 +29,8 @@ YES = "yes"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which archives the transactions of a request may see (None: all), and who owns the jobs that they create.
+    """Which archives the transactions of a request may see (None: all), who owns the jobs that they create, and how
+    many of these may be open (0: any number).
 
     An administrator of all archives also makes keys and reads the audit.
     """
@@ -37,6 +38,7 @@ class Scope:
     archives: frozenset[int] | None
     owner: str
     is_admin: bool = False
+    open_jobs: int = 0
 
     @property
     def setting(self) -> str:
@@ -77,8 +79,9 @@ def secure(engine: Engine) -> Engine:
 def _state_scope(connection: Connection) -> None:
     scope = _scope.get()
     driver: Any = connection.connection.dbapi_connection
-    values = (ARCHIVES, scope.setting, OWNER, scope.owner, ADMIN, YES if scope.is_admin else "")
-    driver.execute(f"SELECT {', '.join(['set_config(%s, %s, true)'] * 3)}", values)
+    is_admin = YES if scope.is_admin else ""
+    values = (ARCHIVES, scope.setting, OWNER, scope.owner, ADMIN, is_admin, OPEN_JOBS, str(scope.open_jobs))
+    driver.execute(f"SELECT {', '.join(['set_config(%s, %s, true)'] * 4)}", values)
 
 
 def _translate(context: ExceptionContext) -> None:

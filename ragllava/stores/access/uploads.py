@@ -87,6 +87,11 @@ def get_upload(connection: Connection, file_id: str) -> Upload:
     return record(Upload, row)
 
 
+def archives_of(connection: Connection, file_id: str) -> list[int] | None:
+    """The archives of the owner of a file, when it sent it; None: all."""
+    return connection.scalar(select(uploads.c.archives).where(uploads.c.id == file_id))
+
+
 def unknown_file(file_id: str) -> NotFound:
     """The error for a file that is not there."""
     return NotFound(f"there is no file {file_id[:80]!r}; it may have been deleted or have expired")

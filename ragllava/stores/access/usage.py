@@ -8,9 +8,12 @@ from datetime import datetime
 from sqlalchemy import Connection, func, insert, literal, select, text
 from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
-from ragllava.stores.database import records
-from ragllava.stores.schema import api_usage, audit, jobs, uploads
+from ragllava.errors import QuotaExceeded
+from ragllava.stores.database import lock_name, records
+from ragllava.stores.schema import api_usage, audit, batches, jobs, uploads
+from ragllava.stores.sessions import OPEN_JOBS, OWNER
 
+_OPEN_JOBS_RETRY_S = 30.0  # jobs end at any time
 _TODAY = func.date(func.timezone("UTC", func.now()))
 
 
@@ -75,10 +78,25 @@ def seconds_to_midnight(connection: Connection) -> float:
     return float(connection.execute(text(f"SELECT {seconds}")).scalar_one())
 
 
-def open_jobs(connection: Connection, owner: str) -> int:
-    """The jobs of a caller that have not ended."""
-    query = select(func.count()).where(jobs.c.finished_at.is_(None), jobs.c.owner == owner)
-    return int(connection.execute(query).scalar_one())
+def require_room(connection: Connection, new: int = 0) -> None:
+    """Raises QuotaExceeded if more jobs of this session's caller are open than it may have, `new` ones more.
+
+    Batches that have no job yet count too. Of two transactions that create jobs at once, the second waits until the
+    first has ended, and then counts its job. Sessions without a limit pass: those of workers and commands.
+    """
+    settings = (func.current_setting(name, True) for name in (OWNER, OPEN_JOBS))
+    owner, limit = connection.execute(select(*settings)).one()
+    if not limit or limit == "0":
+        return
+    lock_name(connection, "open jobs", owner)
+    open_jobs = select(func.count()).where(jobs.c.finished_at.is_(None), jobs.c.owner == owner)
+    is_waiting = (batches.c.owner == owner, batches.c.ended_at.is_(None), batches.c.job_id.is_(None))
+    waiting = select(func.count()).where(*is_waiting)
+    if sum(connection.execute(query).scalar_one() for query in (open_jobs, waiting)) + new > int(limit):
+        raise QuotaExceeded(
+            f"{limit} jobs of this caller are open, as many as it may have; wait until one has ended",
+            _OPEN_JOBS_RETRY_S,
+        )
 
 
 def stored_bytes(connection: Connection, owner: str) -> int:

@@ -90,6 +90,7 @@ def hold(connection: Connection, sha256: str) -> bool:
 _UNREFERENCED = """
     updated_at < now() - make_interval(secs => :older_than_s)
     AND NOT EXISTS (SELECT 1 FROM images WHERE images.sha256 = blobs.sha256)
+    AND NOT EXISTS (SELECT 1 FROM questions WHERE questions.picture = blobs.sha256)
     AND NOT EXISTS (SELECT 1 FROM model_versions WHERE model_versions.adapter_sha256 = blobs.sha256)
 """
 

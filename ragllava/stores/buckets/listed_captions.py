@@ -62,16 +62,7 @@ def replace_file(
     key can have are left out.
     """
     inspection.allow_minutes(connection)  # a file may have millions of rows
-    connection.execute(
-        text("""
-            CREATE TEMP TABLE new_captions
-            (row_no integer, name text COLLATE "C", base_name text COLLATE "C", caption text, metadata jsonb)
-            ON COMMIT DROP
-        """)
-    )
-    copy_rows(connection, _new_captions, _COLUMNS, _numbered(rows))
-    connection.execute(text("CREATE INDEX ON new_captions (name, row_no)"))
-    connection.execute(text("ANALYZE new_captions"))
+    _load(connection, rows)
     _merge_repeated(connection, merge)
     values = {"binding_id": binding_id, "file": file}
     connection.execute(
@@ -111,6 +102,20 @@ def replace_file(
     ).rowcount
     connection.execute(text("DROP TABLE new_captions, changed_captions"))
     return due
+
+
+def _load(connection: Connection, rows: Iterable[NamedCaption]) -> None:
+    """Write the rows into the temporary table `new_captions`."""
+    connection.execute(
+        text("""
+            CREATE TEMP TABLE new_captions
+            (row_no integer, name text COLLATE "C", base_name text COLLATE "C", caption text, metadata jsonb)
+            ON COMMIT DROP
+        """)
+    )
+    copy_rows(connection, _new_captions, _COLUMNS, _numbered(rows))
+    connection.execute(text("CREATE INDEX ON new_captions (name, row_no)"))
+    connection.execute(text("ANALYZE new_captions"))
 
 
 def captions_of(connection: Connection, binding_id: int, keys: Sequence[str]) -> dict[str, ListedCaption]:

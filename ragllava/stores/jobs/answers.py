@@ -18,8 +18,29 @@ from ragllava.stores.schema import answers, candidates, images, jobs, questions
 
 RunKey = tuple[int, int, int | None]  # job, number of the question, run; None: it has no answer yet
 
-_QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text", "filter", "note", "given")
-_ANSWER_COLUMNS = ("question_no", "status", "text", "confidence", "note", "error_code", "error")  # as in an Answer
+_QUESTION_COLUMNS = (
+    "job_id",
+    "question_no",
+    "place",
+    "line",
+    "custom_id",
+    "text",
+    "filter",
+    "note",
+    "given",
+    "picture",
+)
+_TOKENS = ("prompt_tokens", "completion_tokens")
+_ANSWER_COLUMNS = (
+    "question_no",
+    "status",
+    "text",
+    "confidence",
+    "note",
+    "error_code",
+    "error",
+    *_TOKENS,
+)  # of an Answer
 _CANDIDATE_COLUMNS = (
     "retrieval_rank",
     "retrieval_score",
@@ -40,20 +61,20 @@ def insert_questions(
 ) -> None:
     """COPY (question_no, line, custom_id, text) rows; text None marks a line that is not a valid question.
 
-    `own` has by number the questions that have a filter, a note or further columns. The questions are answered in the
-    order of their numbers until `reorder` changes it.
+    `own` has by number the questions that have a filter, a note, a picture or further columns. The questions are
+    answered in the order of their numbers until `reorder` changes it.
     """
     with_own = own or {}
-    nothing = (None, None, None)
+    nothing = (None, None, None, None)
     copied = (
         (job_id, row[0], *row, *(_own_cells(with_own[row[0]]) if row[0] in with_own else nothing)) for row in rows
     )
     copy_rows(connection, questions, _QUESTION_COLUMNS, copied)
 
 
-def _own_cells(question: Question) -> tuple[str | None, str | None, str | None]:
+def _own_cells(question: Question) -> tuple[str | None, ...]:
     where, given = (json.dumps(value) if value else None for value in (question.filter, question.given))
-    return where, question.note, given
+    return where, question.note, given, question.picture
 
 
 def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[int, str, str]]) -> None:
@@ -66,7 +87,7 @@ def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[in
 def open_questions(connection: Connection, job_id: int, run_no: int, lo: int, hi: int) -> list[Question]:
     """The valid questions at the positions [lo, hi) that have no answer in this run yet, in the order of work."""
     query = text(f"""
-        SELECT q.question_no, q.line, q.custom_id, q.text, q.filter FROM questions q
+        SELECT q.question_no, q.line, q.custom_id, q.text, q.filter, q.picture FROM questions q
         WHERE q.job_id = :job_id AND q.place >= :lo AND q.place < :hi AND {OPEN_QUESTION} ORDER BY q.place
     """)  # noqa: S608 - no foreign text
     return records(Question, connection.execute(query, {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi}))
@@ -150,8 +171,8 @@ def candidates_digest(candidates: Sequence[Candidate]) -> str:
 def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, tuple[Candidate, ...]]]:
     """Every input line of a job in order with its latest answer, in pages, so that a job of any size fits in memory.
 
-    Yields (row, candidates): row has question_no, line, custom_id, question, previous, given and the answer's columns,
-    which are NULL while the question is open; candidates are ordered by relevance, best first.
+    Yields (row, candidates): row has question_no, line, custom_id, question, previous, given, picture and the answer's
+    columns, which are NULL while the question is open; candidates are ordered by relevance, best first.
     """
     total = connection.execute(select(jobs.c.total).where(jobs.c.id == job_id)).scalar_one()
     for lo, hi in ranges(total, _PAGE):
@@ -163,8 +184,9 @@ def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, 
 
 # Of `questions q` and LATEST_ANSWER.
 RESULT_COLUMNS = """
-    q.question_no, q.line, q.custom_id, q.text AS question, q.previous, q.given, a.run_no, a.status, a.text AS answer,
-    a.confidence, a.models, nullif(concat_ws('; ', q.note, a.note), '') AS note, a.error_code, a.error, a.changes
+    q.question_no, q.line, q.custom_id, q.text AS question, q.previous, q.given, q.picture, a.run_no, a.status,
+    a.text AS answer, a.confidence, a.models, a.prompt_tokens, a.completion_tokens,
+    nullif(concat_ws('; ', q.note, a.note), '') AS note, a.error_code, a.error, a.changes
 """
 _RESULTS = text(f"""
     SELECT {RESULT_COLUMNS} FROM questions q {LATEST_ANSWER}

@@ -168,6 +168,33 @@ class QuestionInputs:
             counts.update(_numbers(connection, query, job_id=job_id, lo=lo, hi=hi))
         return dict(counts)
 
+    def count_many(self, connection: Connection, totals: Mapping[int, int]) -> dict[int, dict[str, int]]:
+        """As `count`, of several jobs by id; `totals` says how many inputs each has. Small jobs share a statement."""
+        counts: dict[int, dict[str, int]] = {job_id: {} for job_id in totals}
+        page: list[int] = []
+        room = COUNTED_AT_ONCE
+        for job_id, total in totals.items():
+            if total > COUNTED_AT_ONCE:
+                counts[job_id] = self.count(connection, job_id, total)
+                continue
+            if total > room:
+                self._count_page(connection, page, counts)
+                page, room = [], COUNTED_AT_ONCE
+            page.append(job_id)
+            room -= total
+        self._count_page(connection, page, counts)
+        return counts
+
+    def _count_page(self, connection: Connection, job_ids: Sequence[int], counts: dict[int, dict[str, int]]) -> None:
+        query = text("""
+            SELECT job_id, status, count(*) FROM (
+                SELECT DISTINCT ON (job_id, question_no) job_id, question_no, status FROM answers
+                WHERE job_id = ANY(:job_ids) ORDER BY job_id, question_no, run_no DESC) latest
+            GROUP BY job_id, status
+        """)
+        for job_id, status, number in connection.execute(query, {"job_ids": list(job_ids)}) if job_ids else ():
+            counts[job_id][status] = number
+
     def totals(self) -> Select[Any]:
         """As InputTable."""
         same = and_(answers.c.job_id == questions.c.job_id, answers.c.question_no == questions.c.question_no)

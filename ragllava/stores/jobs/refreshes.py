@@ -137,8 +137,9 @@ _PINNED_ANSWER = """
 """
 
 _COPY_QUESTIONS = text(f"""
-    INSERT INTO questions (job_id, question_no, place, line, custom_id, text, filter, note, given, previous)
+    INSERT INTO questions (job_id, question_no, place, line, custom_id, text, filter, note, given, picture, previous)
     SELECT :job_id, q.question_no, q.place, q.line, q.custom_id, q.text, q.filter, q.note, q.given,
+           q.picture,
            jsonb_build_object('job', q.job_id, 'run', a.run_no, 'status', a.status, 'answer', a.text, 'evidence',
                (SELECT coalesce(jsonb_agg(jsonb_build_object('image_id', c.image_id, 'source', i.source)
                                           ORDER BY c.evidence_no), '[]')
@@ -162,7 +163,7 @@ _PINNED = text(f"""
 """)  # noqa: S608 - no foreign text
 
 _LATEST = text(f"""
-    SELECT q.line, q.custom_id, q.text, q.filter, {_EARLIER}
+    SELECT q.line, q.custom_id, q.text, q.filter, q.picture, {_EARLIER}
     FROM questions q {LATEST_ANSWER}
     WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi
           AND a.status IN ('answered', 'no_evidence')
@@ -171,9 +172,9 @@ _LATEST = text(f"""
 
 _TAKE_ANSWERS = text(f"""
     INSERT INTO answers (job_id, question_no, run_no, shard_id, epoch, status, text, confidence, models, note,
-                         error_code, error, candidates_digest, changes)
+                         error_code, error, prompt_tokens, completion_tokens, candidates_digest, changes)
     SELECT q.job_id, q.question_no, :run_no, :shard_id, :epoch, a.status, a.text, a.confidence, a.models, a.note,
-           a.error_code, a.error, a.candidates_digest, '{{}}'
+           a.error_code, a.error, a.prompt_tokens, a.completion_tokens, a.candidates_digest, '{{}}'
     FROM questions q {_PINNED_ANSWER} WHERE {_ARE_THESE}
     FOR KEY SHARE OF a  -- so that it is not deleted before its candidates are copied
     RETURNING question_no

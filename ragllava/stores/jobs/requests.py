@@ -27,6 +27,12 @@ class Operation(StrEnum):
     SCORE = "score"  # relevances of pairs
 
 
+class Fault(StrEnum):
+    """Why a request has no result, where its worker knows it; the queue ends others without a code."""
+
+    OF_REQUEST = "of_request"  # it asks for what cannot be done
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request without its outcome."""
@@ -37,11 +43,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a request ended; status None: it has not. `reason` is a sentence, of one without a result."""
+    """How a request ended; status None: it has not. `reason` is a sentence, of one without a result; `code` says whose
+    fault that is."""
 
     status: RequestStatus | None
     result: dict[str, Any] | None
     reason: str | None
+    code: Fault | None = None
 
 
 def insert_request(connection: Connection, job_id: int, operation: Operation, body: Mapping[str, Any]) -> None:
@@ -64,13 +72,13 @@ def finish_request(connection: Connection, job_id: int, result: Mapping[str, Any
 
 
 def fail_request(connection: Connection, job_id: int, reason: str) -> None:
-    """Store why there is none."""
-    _end(connection, job_id, status=RequestStatus.FAILED, reason=reason)
+    """Store why there is none: the request asks for what cannot be done."""
+    _end(connection, job_id, status=RequestStatus.FAILED, reason=reason, code=Fault.OF_REQUEST)
 
 
 def load_outcome(connection: Connection, job_id: int) -> Outcome:
     """How the request of a job ended."""
-    columns = [requests.c.status, requests.c.result, requests.c.reason]
+    columns = [requests.c.status, requests.c.result, requests.c.reason, requests.c.code]
     return record(Outcome, connection.execute(select(*columns).where(requests.c.job_id == job_id)).one())
 
 

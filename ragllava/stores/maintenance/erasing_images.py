@@ -416,6 +416,7 @@ _DELETE_IMAGES = text("DELETE FROM images WHERE archive_id = :archive_id AND id 
 _MARK_BLOBS = text("""
     UPDATE blobs SET state = 'deleting' WHERE sha256 = ANY(:hashes)
     AND NOT EXISTS (SELECT FROM images WHERE images.sha256 = blobs.sha256)
+    AND NOT EXISTS (SELECT FROM questions WHERE questions.picture = blobs.sha256)
     AND NOT EXISTS (SELECT FROM model_versions WHERE model_versions.adapter_sha256 = blobs.sha256)
     RETURNING sha256
 """)

@@ -94,16 +94,24 @@ def stop_job(connection: Connection, job_id: int) -> None:
 
 
 def delete_inputs(connection: Connection, job_id: int) -> Counter[str]:
-    """Delete some inputs of the job, with their answers, labels and noisy cases; empty when none is left."""
+    """Delete some inputs of the job, with their answers, labels and noisy cases; empty when none is left.
+
+    Pictures of questions that nothing else refers to are marked for `blobs.delete_blob`.
+    """
     allow_time(connection)
     for table, number in _INPUTS:
+        picture = "picture" if table == "questions" else "NULL"
         statement = f"""
             DELETE FROM {table} WHERE job_id = :job_id AND {number} IN (
                 SELECT {number} FROM {table} WHERE job_id = :job_id ORDER BY {number} LIMIT :limit)
+            RETURNING {picture}
         """  # noqa: S608 - our own names
-        deleted = connection.execute(text(statement), {"job_id": job_id, "limit": _ROWS_PER_STEP}).rowcount
+        deleted = connection.scalars(text(statement), {"job_id": job_id, "limit": _ROWS_PER_STEP}).all()
         if deleted:
-            return Counter(inputs=deleted)
+            pictures = sorted({sha256 for sha256 in deleted if sha256 is not None})
+            if pictures:
+                mark_content(connection, pictures)
+            return Counter(inputs=len(deleted))
     return Counter()
 
 

@@ -156,16 +156,22 @@ def queued_shards(connection: Connection, queue_of_kind: Mapping[str, str]) -> d
 
 
 def named_content(connection: Connection) -> dict[str, int]:
-    """The size in bytes of all content that images refer to, by hash."""
-    query = text("SELECT sha256, size_bytes FROM blobs WHERE sha256 IN (SELECT sha256 FROM images)")
+    """The size in bytes of all content that images or questions refer to, by hash."""
+    query = text("""
+        SELECT sha256, size_bytes FROM blobs WHERE sha256 IN (SELECT sha256 FROM images)
+        OR sha256 IN (SELECT picture FROM questions WHERE picture IS NOT NULL)
+    """)
     return dict(connection.execute(query).all())
 
 
 def image_named(connection: Connection, sha256: str) -> str:
-    """An image with this content, for people."""
+    """An image with this content, else a question that was asked with it, for people."""
     query = text("""
-        SELECT source || ' of ' || archives.name FROM images JOIN archives ON archives.id = archive_id
-        WHERE sha256 = :sha256 ORDER BY images.id LIMIT 1
+        SELECT coalesce(
+            (SELECT source || ' of ' || archives.name FROM images JOIN archives ON archives.id = archive_id
+             WHERE sha256 = :sha256 ORDER BY images.id LIMIT 1),
+            (SELECT 'the picture of a question of job ' || job_id FROM questions
+             WHERE picture = :sha256 ORDER BY job_id LIMIT 1))
     """)
     return str(connection.scalar(query, {"sha256": sha256}))
 

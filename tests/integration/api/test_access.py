@@ -63,6 +63,7 @@ def example_body(route: Route, place: Place) -> Any:
         "rename_archive": {"name": "new"},
         "edit_picture": {"caption": "x", "expected": None},
         "create_binding": {"address": "s3://nowhere/"},
+        "ingest_prefix": {"address": "s3://nowhere/"},
         "reindex_archive": {},
         "submit_job": {"archive": place.archive, "questions": ["What?"]},
         "store_feedback": {"labels": [{"custom_id": "q", "verdict": "right"}]},

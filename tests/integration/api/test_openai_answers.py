@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import threading
@@ -20,6 +22,12 @@ from tests.support.api_server import Front, serving
 ASKED: Any = [{"role": "user", "content": "What color is the barn?"}]
 
 
+def picture(*addresses: str) -> dict[str, Any]:
+    """A body whose message has these pictures."""
+    parts = [{"type": "image_url", "image_url": {"url": address}} for address in addresses]
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "What?"}, *parts]}]}
+
+
 @pytest.fixture
 def sdk(front: Front) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{front.url}/v1", api_key=front.key("ask", ["stamps"]), max_retries=0) as client:
@@ -31,7 +39,7 @@ def test_a_chat_completion(sdk: OpenAI, front: Front) -> None:
     completion = sdk.chat.completions.create(model="ragllava/stamps", messages=said)
     [choice] = completion.choices
     assert (choice.message.content, choice.message.role, choice.finish_reason) == ("yes", "assistant", "stop")
-    assert completion.model == "ragllava/stamps" and completion.usage is None
+    assert completion.model == "ragllava/stamps"
     assert completion.model_extra is not None and completion.model_extra["evidence"] == []
     with front.office.engine.connect() as connection:
         assert list(connection.scalars(select(questions.c.text))) == ["What color is the barn?"]
@@ -60,8 +68,82 @@ def test_a_response(sdk: OpenAI) -> None:
     assert response.output_text == "yes" and response.status == "completed"
     parts: Any = [{"role": "user", "content": [{"type": "input_text", "text": "What?"}]}]
     assert sdk.responses.create(model="ragllava/stamps", input=parts).output_text == "yes"
-    with pytest.raises(openai.BadRequestError, match="not streamed"):
-        sdk.responses.create(model="ragllava/stamps", input="What?", stream=True)
+
+
+def test_a_streamed_response(sdk: OpenAI) -> None:
+    events: list[Any] = list(sdk.responses.create(model="ragllava/stamps", input="What?", stream=True))
+    kinds = [event.type for event in events]
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    whole = events[-1].response
+    assert whole.output_text == "yes" and whole.usage.total_tokens == 15 and whole.model_extra["evidence"] == []
+
+
+def test_a_response_followed_by_the_sdk(sdk: OpenAI) -> None:
+    with sdk.responses.stream(model="ragllava/stamps", input="What?") as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert text == final.output_text == "yes" and final.status == "completed"
+
+
+def test_tokens_are_stated(sdk: OpenAI) -> None:
+    completion = sdk.chat.completions.create(model="ragllava/stamps", messages=ASKED)
+    assert completion.usage is not None
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (12, 3)
+    chunks: list[Any] = list(
+        sdk.chat.completions.create(
+            model="ragllava/stamps", messages=ASKED, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert chunks[-1].usage.total_tokens == 15 and chunks[-1].choices == []
+    response = sdk.responses.create(model="ragllava/stamps", input="What?")
+    assert response.usage is not None and (response.usage.input_tokens, response.usage.output_tokens) == (12, 3)
+
+
+def picture_of(front: Front) -> str | None:
+    with front.office.engine.connect() as connection:
+        picture: str | None = connection.scalar(
+            select(questions.c.picture).order_by(questions.c.job_id.desc()).limit(1)
+        )
+        return picture
+
+
+def test_a_question_with_a_picture(sdk: OpenAI, front: Front) -> None:
+    data = b"\x89PNG of no size"
+    sha256 = hashlib.sha256(data).hexdigest()
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    text: Any = {"type": "text", "text": "What is it?"}
+    said: Any = [{"role": "user", "content": [text, {"type": "image_url", "image_url": {"url": url}}]}]
+    completion = sdk.chat.completions.create(model="ragllava/stamps", messages=said)
+    assert completion.choices[0].message.content == "yes" and picture_of(front) == sha256
+    assert front.office.objects.get_content(sha256) == data
+    file = sdk.files.create(file=("ship.png", data), purpose="vision")
+    for part in ({"type": "input_image", "file_id": file.id}, {"type": "input_image", "image_url": url}):
+        asked: Any = [{"role": "user", "content": [{"type": "input_text", "text": "What is it?"}, part]}]
+        assert sdk.responses.create(model="ragllava/stamps", input=asked).output_text == "yes"
+        assert picture_of(front) == sha256
+    by_file: Any = [{"role": "user", "content": [text, {"type": "file", "file": {"file_id": file.id}}]}]
+    sdk.chat.completions.create(model="ragllava/stamps", messages=by_file)
+    assert picture_of(front) == sha256
+
+
+def test_a_file_of_another_tenant_is_no_picture(sdk: OpenAI, front: Front) -> None:
+    with OpenAI(base_url=f"{front.url}/v1", api_key=front.key("ask", ["coins"]), max_retries=0) as other:
+        file = other.files.create(file=("ship.png", b"x"), purpose="vision")
+    part = {"type": "image_url", "image_url": {"url": file.id}}
+    said: Any = [{"role": "user", "content": [{"type": "text", "text": "?"}, part]}]
+    with pytest.raises(openai.NotFoundError):
+        sdk.chat.completions.create(model="ragllava/stamps", messages=said)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +155,15 @@ def test_a_response(sdk: OpenAI) -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "system", "content": "x"}]}, "no message of the role user"),
         ({"messages": [{"role": "user", "content": " "}]}, "empty"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "be text"),
+        (picture("x"), "is no address of a picture"),
+        (picture("/etc/hostname"), "is no address of a picture"),
+        (picture("https://example.org/a.png"), "RAGLLAVA_API_PICTURE_HOSTS"),
+        (picture("http://169.254.169.254/"), "RAGLLAVA_API_PICTURE_HOSTS"),
+        (picture("s3://bucket/key"), "no prefix that is bound"),
+        (picture("data:image/png;base64,***"), "not valid base64"),
+        (picture("data:image/png;base64,AAAA") | {"metadata": {"retrieval": "caption"}}, "no picture is looked at"),
+        (picture("data:,", "data:,"), "at most one picture"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "text": "x"}]}]}, "input_audio"),
         ({"metadata": {"top_k": "0"}}, "top_k"),
         ({"metadata": {"x" * 65: "0"}}, "metadata"),
     ],

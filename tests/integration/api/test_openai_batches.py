@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import func, select, text, update
 
-from ragllava.stores.schema import batches, jobs, uploads
+from ragllava.stores.schema import batches, jobs, questions, uploads
 from tests.support.api_server import Front
 from tests.support.waiting import wait_for
 
@@ -65,6 +67,7 @@ def test_from_upload_to_output(sdk: OpenAI) -> None:
     assert batch.status == "completed" and batch.completed_at and batch.in_progress_at and batch.finalizing_at
     assert batch.metadata == {"mine": "yes", "top_k": "5"} and batch.error_file_id is None and batch.errors is None
     assert batch.request_counts.model_dump() == {"total": 3, "completed": 3, "failed": 0}
+    assert (batch.usage.input_tokens, batch.usage.output_tokens, batch.usage.total_tokens) == (36, 9, 45)
     output = read_lines(sdk, batch.output_file_id)
     assert [row["custom_id"] for row in output] == ["q0", "q1", "q2"]
     body = output[0]["response"]["body"]
@@ -84,6 +87,30 @@ def test_options_of_metadata_reach_the_job(sdk: OpenAI, front: Front) -> None:
         spec = connection.execute(select(jobs.c.spec).where(jobs.c.name == batch.id)).scalar_one()
     assert (spec["options"]["top_k"], spec["options"]["threshold"]) == (5, 0.4)
     assert spec["options"]["retrieval"] == "picture"
+
+
+def test_lines_with_pictures(sdk: OpenAI, front: Front) -> None:
+    data = b"\x89PNG of no size"
+    own = sdk.files.create(file=("ship.png", data), purpose="vision").id
+    with OpenAI(base_url=f"{front.url}/v1", api_key=front.key("ask", ["coins"]), max_retries=0) as other:
+        foreign = other.files.create(file=("ship.png", data), purpose="vision").id
+
+    def asking(number: int, address: str) -> str:
+        parts = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": address}}]
+        body = {"model": "ragllava/stamps", "messages": [{"role": "user", "content": parts}]}
+        return line(number, body=body) + "\n"
+
+    inline = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    good = asking(0, inline) + asking(1, own)
+    batch = ended(sdk, create(sdk, upload(sdk, (good + line(2)).encode())).id)
+    assert batch.status == "completed" and batch.request_counts.completed == 3
+    with front.office.engine.connect() as connection:
+        found = connection.scalars(select(questions.c.picture).order_by(questions.c.question_no)).all()
+    assert found == [hashlib.sha256(data).hexdigest()] * 2 + [None]
+    bad = [foreign, "/etc/hostname", "https://example.org/a.png", "s3://bucket/key"]
+    refused = ended(sdk, create(sdk, upload(sdk, "".join(asking(*row) for row in enumerate(bad)).encode())).id)
+    assert refused.status == "failed"
+    assert [error.code for error in refused.errors.data] == ["invalid_picture"] * len(bad)
 
 
 def test_responses_lines_have_response_bodies(sdk: OpenAI) -> None:

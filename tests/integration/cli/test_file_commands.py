@@ -12,9 +12,12 @@ from sqlalchemy import Engine, select
 
 from ragllava.jobs import queue
 from ragllava.records import Answer, AnswerStatus
+from ragllava.settings import Settings
 from ragllava.stores.archives import archive
+from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answers
 from ragllava.stores.schema import files, jobs
+from tests.support.foreign_bucket import make_bucket
 from tests.support.run_command import Run
 from tests.support.workshop import Workshop
 
@@ -74,6 +77,29 @@ def test_caption_files_beside_the_pictures_are_used_and_their_faults_said(engine
     assert code == 0
     assert "captions.csv: 1 rows were passed over; the first is line 2" in err
     assert stored_captions(engine) == {"a.png": None, "sub/b.png": "The quay"}
+
+
+def test_a_prefix_of_a_bucket_is_ingested(engine: Engine, settings: Settings, run: Run) -> None:
+    bucket = make_bucket(settings)
+    bucket.put("in/2019/boat.png", b"a")
+    bucket.put("in/captions.csv", b"file,caption\n2019/boat.png,The boat\n")
+    address = f"s3://{bucket.name}/in/"
+    assert run("ingest", address, "--archive", "cards", "--no-wait")[0] == 0
+    assert stored_captions(engine) == {"2019/boat.png": "The boat"}
+    code, _, err = run("ingest", address, "other", "--archive", "cards", "--no-wait")
+    assert code == 1 and "one prefix of a bucket at a time" in err
+    code, _, err = run("ingest", address, "--archive", "cards", "--no-wait", "--exclude", "*.pdf")
+    assert code == 1 and "not for a prefix of a bucket" in err
+    code, _, err = run("ingest", f"s3://{bucket.name}/nothing/", "--archive", "cards", "--no-wait")
+    assert code == 1 and "no pictures below" in err
+
+
+def test_a_question_with_a_picture_that_is_not_there(engine: Engine, run: Run) -> None:
+    in_transaction(engine, archive.ensure_archive, "cards")
+    code, _, err = run("ask", "What?", "--archive", "cards", "--picture", "missing.png")
+    assert code == 1 and "there is no file missing.png" in err
+    code, _, err = run("ask", "--archive", "cards")
+    assert code == 1 and "a question has 1 to" in err
 
 
 def test_questions_come_from_standard_input_and_results_go_to_standard_output(

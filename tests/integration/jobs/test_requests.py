@@ -12,7 +12,7 @@ from ragllava.stages.requests.submit import submit_request
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import requests
-from ragllava.stores.jobs.requests import Operation
+from ragllava.stores.jobs.requests import Fault, Operation
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import jobs
 from tests.support.job_rows import Desk
@@ -29,7 +29,7 @@ def desk(engine: Engine, settings: Settings) -> Desk:
 
 
 def submit(desk: Desk) -> int:
-    return in_transaction(desk.engine, submit_request, desk.settings, Operation.SCORE, BODY, None)
+    return in_transaction(desk.engine, submit_request, Operation.SCORE, BODY, None)
 
 
 def stored(connection: Connection) -> str:
@@ -60,7 +60,9 @@ def test_nothing_of_a_body_stays_behind_an_outcome(desk: Desk) -> None:
         control.cancel(connection, cancelled)
         assert "a secret caption" not in stored(connection)
         assert requests.load_request(connection, done) is None
-        assert requests.load_outcome(connection, failed).reason == "no picture"
+        outcome = requests.load_outcome(connection, failed)
+        assert (outcome.reason, outcome.code) == ("no picture", Fault.OF_REQUEST)
+        assert requests.load_outcome(connection, cancelled).code is None
 
 
 def test_an_ended_request_is_deleted_when_its_end_was_seen_to(desk: Desk) -> None:

@@ -166,6 +166,25 @@ def test_a_job_that_has_not_started_says_how_many_jobs_are_before_it(desk: Desk,
     assert (desk.job(first).jobs_before, desk.job(second).jobs_before) == (None, 1)
 
 
+def test_the_jobs_before_a_job_are_counted_in_the_order_of_owners(desk: Desk, engine: Engine) -> None:
+    """As dispatch chooses them: one job of each owner in turn, however many one has."""
+    desk.live_worker(slots=1)
+    of_many = [desk.questions_job(1, per_shard=1) for _ in range(3)]
+    of_one = desk.questions_job(1, per_shard=1)
+    with engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id.in_(of_many)).values(owner="many"))
+        connection.execute(update(jobs).where(jobs.c.id == of_one).values(owner="one"))
+    views = {job_id: desk.job(job_id).jobs_before for job_id in (*of_many, of_one)}
+    assert views == {of_many[0]: 0, of_one: 1, of_many[1]: 2, of_many[2]: 3}
+    served: list[int] = []
+    while ready := desk.ids("queued") or desk.dispatch():
+        lease = desk.claim(ready[0])
+        assert lease is not None
+        served.append(lease.job_id)
+        desk.answer(lease)
+    assert served == sorted(views, key=lambda job_id: views[job_id] or 0)
+
+
 def lease_until(desk: Desk, lease: Lease) -> datetime:
     with desk.engine.begin() as connection:
         row = connection.execute(select(shards).where(shards.c.id == lease.shard_id)).one()

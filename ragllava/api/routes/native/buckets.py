@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
-from ragllava.api.routes.native.shared import JsonList, Line
+from ragllava.api.routes.native.shared import Json, JsonList, Line
 from ragllava.client import AccessRole, BindingRole, TaskName
 
 routes = Routes("Buckets")
@@ -13,12 +13,26 @@ routes = Routes("Buckets")
 
 class NewBinding(Body):
     """`address` is `s3://bucket/prefix/`. The objects below it become pictures, or are question files (`inbox`), whose
-    results go to `outbox`. Unless `scan` is false, what is there is ingested at once."""
+    results go to `outbox`. Unless `scan` is false, what is there is ingested at once.
+
+    Of an inbox, `answer` has the options of its jobs, `priority` theirs; without `skip_invalid`, a file with an invalid
+    line becomes no job."""
 
     address: Line
     role: BindingRole = BindingRole.PICTURES
     outbox: Line | None = None
+    answer: Json | None = None
+    skip_invalid: bool = True
+    priority: Literal["low", "normal", "high"] = "normal"
     scan: bool = True
+
+    @property
+    def options(self) -> Json:
+        """Those that are stored with the binding. Raises UsageError."""
+        if not self.outbox:
+            return {}
+        of_inbox: Json = {"outbox": self.outbox, "skip_invalid": self.skip_invalid, "priority": self.priority}
+        return of_inbox | ({"answer": self.answer} if self.answer else {})
 
 
 class BindingObject(Answer):
@@ -55,9 +69,8 @@ class QueuedJob(Answer):
 def create_binding(call: Call[NoQuery, NewBinding]) -> BindingObject:
     """Let a part of a bucket feed an archive, now and when it changes; only what RAGLLAVA_API_BUCKETS opens."""
     name, body = call.archive(call.path("archive")), call.body
-    options = {"outbox": body.outbox} if body.outbox else {}
     with call.client.access.admitted(call.principal):
-        made = call.client.archives.bind(name, body.address, body.role, options)
+        made = call.client.archives.bind(name, body.address, body.role, body.options)
         job = call.client.schedules.run_task(TaskName.SCAN, name) if body.scan else None
     return BindingObject(address=made.address, role=made.role.value, archive=name, job=job)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ragllava.api.route import Body, Call, NoBody, NoQuery, Routes
+from typing import Literal
+
+from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Routes
 from ragllava.api.routes.native.buckets import QueuedJob
-from ragllava.api.routes.native.shared import JsonList, json_of
+from ragllava.api.routes.native.shared import Json, JsonList, json_of
 from ragllava.client import AccessRole, ReindexRequest, Selection
 
 routes = Routes("Indexes")
@@ -15,6 +17,13 @@ class NewReindexing(Body):
 
     only: Selection = Selection.MISSING
     switch: bool = True
+
+
+class IndexObject(Answer):
+    """An index, as `ragllava index show --json` has it."""
+
+    object: Literal["index"] = "index"
+    index: Json
 
 
 @routes.get("/v1/archives/{archive}/indexes", needs=AccessRole.READ, answer=JsonList, archive_in="path:archive")
@@ -37,6 +46,12 @@ def reindex_archive(call: Call[NoQuery, NewReindexing]) -> QueuedJob:
     request = ReindexRequest(name, call.body.only, switch=call.body.switch, idempotency_key=call.idempotency_key)
     with call.client.access.admitted(call.principal):
         return QueuedJob(job=call.client.archives.reindex(request))
+
+
+@routes.get("/v1/indexes/{index_id}", needs=AccessRole.READ, answer=IndexObject, archive_in="path:index_id")
+def show_index(call: Call[NoQuery, NoBody]) -> IndexObject:
+    """One index: its archive, its retriever, its vectors, and the figures of its gate."""
+    return IndexObject(index=json_of(call.client.archives.indexes.get(call.number("index_id"))))
 
 
 @routes.post(

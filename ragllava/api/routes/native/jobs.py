@@ -17,7 +17,7 @@ from ragllava.api.bodies import close_files, read_form
 from ragllava.api.errors import InvalidRequest
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.native.archives import RemovalObject, RemovalQuery, removal_object
-from ragllava.api.routes.native.shared import Json, Line, LongText, Where, json_of
+from ragllava.api.routes.native.shared import Json, Line, LongText, Where, json_of, page_of
 from ragllava.client import AccessRole, AnswerOptions, JobKind, JobState, JobView, Priority, Retrieval, seconds_left
 from ragllava.records import PRIORITIES, Depth
 
@@ -190,9 +190,7 @@ def list_jobs(call: Call[JobsQuery, NoBody]) -> JobList:
         state=query.state,
         before=query.after,
     )
-    data = list(map(job_object, found[: query.limit]))
-    first, last = (data[0].job, data[-1].job) if data else (None, None)
-    return JobList(data=data, first_id=first, last_id=last, has_more=len(found) > query.limit)
+    return page_of(JobList, list(map(job_object, found[: query.limit])), len(found) > query.limit, "job")
 
 
 @routes.get("/v1/jobs/{job_id}", needs=AccessRole.READ, answer=JobWithShards, archive_in="path:job_id")
@@ -224,9 +222,8 @@ def cancel_job(call: Call[NoQuery, NoBody]) -> JobObject:
 @routes.post("/v1/jobs/{job_id}/retry", needs=AccessRole.ASK, answer=RetriedJob, archive_in="path:job_id")
 def retry_job(call: Call[NoQuery, NoBody]) -> RetriedJob:
     """Try the failed, dead and cancelled inputs of an ended job again; 409 for one that has not ended."""
-    job_id = call.number("job_id")
-    with call.client.access.admitted(call.principal):
-        return RetriedJob(job=job_id, inputs=call.client.jobs.retry(job_id))
+    job_id, count = call.number("job_id"), call.client.access.count_questions(call.principal)
+    return RetriedJob(job=job_id, inputs=call.client.jobs.retry(job_id, count))
 
 
 @routes.post(
@@ -234,8 +231,8 @@ def retry_job(call: Call[NoQuery, NoBody]) -> RetriedJob:
 )
 def refresh_job(call: Call[NoQuery, NoBody]) -> RefreshedJob:
     """Ask those questions of an ended job again for which something has changed since, in a new job."""
-    with call.client.access.admitted(call.principal):
-        job_id, is_new = call.client.questions.refresh(call.number("job_id"))
+    count = call.client.access.count_questions(call.principal)
+    job_id, is_new = call.client.questions.refresh(call.number("job_id"), count)
     return RefreshedJob(job=job_id, is_new=is_new)
 
 

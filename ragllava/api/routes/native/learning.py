@@ -77,6 +77,12 @@ class VersionObject(Answer):
     version: Json
 
 
+class Judgement(Body):
+    """The role tells two versions of one name apart."""
+
+    role: Role | None = None
+
+
 class ComparisonObject(Answer):
     """The figures of two versions; `note` says how far they may be compared."""
 
@@ -142,6 +148,14 @@ def promote_version(call: Call[NoQuery, Promotion]) -> VersionObject:
     """Make a version champion; workers load it at their next shard."""
     found = call.client.models.get(text_in_path(call, "version"), call.body.role).version
     return VersionObject(version=json_of(call.client.models.promote(found.name, found.role, call.body.reason)))
+
+
+@routes.post(
+    "/v1/versions/{version}/judge", needs=AccessRole.ADMIN, body=Judgement, answer=QueuedJob, status=202, of_all=True
+)
+def judge_version(call: Call[NoQuery, Judgement]) -> QueuedJob:
+    """Evaluate a version that the gate refused once more, on the labels of now, in a job."""
+    return QueuedJob(job=call.client.models.judge(text_in_path(call, "version"), call.body.role))
 
 
 def _request(call: Call[NoQuery, NewTraining]) -> TrainingRequest:

@@ -12,7 +12,7 @@ from ragllava.api.bodies import close_files, read_form
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.native.archives import RemovalObject, RemovalQuery, removal_object
 from ragllava.api.routes.native.picture_forms import MAX_FORM_BYTES, PicturesForm, ingest_form
-from ragllava.api.routes.native.shared import Id, Json, LongText, made_file
+from ragllava.api.routes.native.shared import Id, Json, Line, LongText, made_file, page_of
 from ragllava.client import AccessRole, IngestJob, ListedImage, PictureView, StoredContent
 from ragllava.errors import NotFound
 
@@ -22,6 +22,13 @@ routes = Routes("Pictures")
 _CACHED = "private, max-age=604800, immutable"
 # What browsers show without running anything in it; other pictures are downloaded.
 SHOWN_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
+
+
+class PrefixBody(Body):
+    """`address` is `s3://bucket/prefix/`; `name` is what the lists of jobs call it."""
+
+    address: Line
+    name: Line | None = None
 
 
 class IngestObject(Answer):
@@ -127,6 +134,25 @@ async def upload_pictures(call: Call[NoQuery, NoBody]) -> IngestObject:
         await close_files(files)
 
 
+@routes.post(
+    "/v1/archives/{archive}/ingest",
+    needs=AccessRole.WRITE,
+    body=PrefixBody,
+    answer=IngestObject,
+    status=202,
+    archive_in="path:archive",
+)
+def ingest_prefix(call: Call[NoQuery, PrefixBody]) -> IngestObject:
+    """Add the pictures that lie below `s3://bucket/prefix/` now, in a job, with the captions of caption files there.
+
+    The prefix is one that is bound to the archive or within such a one, or is opened by RAGLLAVA_API_BUCKETS. With
+    `Idempotency-Key`, a repetition makes no second job.
+    """
+    name, body = call.archive(call.path("archive")), call.body
+    job = call.client.archives.ingest_prefix(body.address, name, name=body.name, idempotency_key=call.idempotency_key)
+    return _ingest_object(job)
+
+
 @routes.get(
     "/v1/archives/{archive}/pictures",
     needs=AccessRole.READ,
@@ -138,9 +164,7 @@ def list_pictures(call: Call[PictureQuery, NoBody]) -> PictureList:
     """The pictures of an archive by id, without those that are retired."""
     limit = call.query.limit
     rows = call.client.pictures.list(call.archive(call.path("archive")), after=call.query.after, limit=limit + 1)
-    data = list(map(_listed, rows[:limit]))
-    first, last = (data[0].image_id, data[-1].image_id) if data else (None, None)
-    return PictureList(data=data, first_id=first, last_id=last, has_more=len(rows) > limit)
+    return page_of(PictureList, list(map(_listed, rows[:limit])), len(rows) > limit, "image_id")
 
 
 @routes.get(

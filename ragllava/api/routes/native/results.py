@@ -45,11 +45,12 @@ class ResultsQuery(Query):
 def read_results(call: Call[ResultsQuery, NoBody]) -> OwnedFile:
     """The results of an answer job so far, a line or row for each question that has one, in input order.
 
-    As JSON lines, CSV or Parquet; with evidence and scores. Parts of them can be read (`Range`) while nothing changes.
+    As JSON lines, CSV or Parquet; with evidence and scores. Of an ended job, a part can be read (`Range`), and `ETag`
+    tells whether it is still a part of the same file.
     """
     job_id, query = call.number("job_id"), call.query
     return made_file(
-        lambda path: call.client.questions.save_results(job_id, path, with_metadata=query.metadata, replace_any=True),
+        lambda path: call.client.questions.fetch_results(job_id, path, with_metadata=query.metadata),
         f"results.{query.format}",
         _MEDIA_TYPES[query.format],
         content_disposition=f'attachment; filename="job-{job_id}.{query.format}"',

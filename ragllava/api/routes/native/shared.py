@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 from starlette.responses import FileResponse
@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 from ragllava.api.route import Answer, Call
 from ragllava.errors import NotFound
 from ragllava.json_records import to_json
+
+A = TypeVar("A", bound=Answer)
 
 MAX_ID = 2**63 - 1  # of the database's bigint
 _SANDBOX = {"content-security-policy": "default-src 'none'; sandbox"}
@@ -40,27 +42,16 @@ class JsonList(Answer):
     data: list[Json]
 
 
-class JsonPage(Answer):
-    """A page of a list; `after` of the next page is `last_id`."""
-
-    object: Literal["list"] = "list"
-    data: list[Json]
-    first_id: int | None
-    last_id: int | None
-    has_more: bool
-
-
 def json_of(record: Any) -> Json:
     """A record as JSON, in the form that `--json` of the commands has."""
     value: Json = to_json(record.as_json() if hasattr(record, "as_json") else record)
     return value
 
 
-def page_of(rows: list[Json], limit: int, key: str) -> JsonPage:
-    """A page of `limit` rows, of which one more was looked for."""
-    data = rows[:limit]
-    first, last = (data[0][key], data[-1][key]) if data else (None, None)
-    return JsonPage(data=data, first_id=first, last_id=last, has_more=len(rows) > limit)
+def page_of(form: type[A], data: list[Any], has_more: bool, key: str = "id") -> A:
+    """A page of a list, whose `data` have their ids under `key`; the ids of an empty page are null."""
+    first, last = (getattr(data[0], key), getattr(data[-1], key)) if data else (None, None)
+    return form(data=data, first_id=first, last_id=last, has_more=has_more)  # type: ignore[call-arg] # of each list
 
 
 def text_in_path(call: Call[Any, Any], name: str) -> str:
@@ -89,12 +80,16 @@ class OwnedFile(FileResponse):
 
 
 def made_file(write: Callable[[Path], object], name: str, media_type: str, **headers: str) -> OwnedFile:
-    """The answer with the file that `write` makes at the path it is given; on disk, however large it is."""
+    """The answer with the file that `write` makes at the path it is given; on disk, however large it is.
+
+    If `write` returns a text, it identifies the bytes of the file.
+    """
     folder = TemporaryDirectory(prefix="ragllava-api-", ignore_cleanup_errors=True)
     try:
         path = Path(folder.name) / name
-        write(path)
+        tag = write(path)
     except BaseException:
         folder.cleanup()
         raise
-    return OwnedFile(folder, path, media_type, **headers)
+    etag = {"etag": f'"{tag}"'} if isinstance(tag, str) else {}
+    return OwnedFile(folder, path, media_type, **headers, **etag)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from pyarrow import parquet
 
+from ragllava.stages.results.finalize import publish_result
 from tests.integration.conftest import Postcards
 from tests.support.api_shop import Shop
 from tests.support.postcard_gallery import CARDS
@@ -98,6 +99,73 @@ def test_wrong_submissions_are_refused_and_use_up_no_quota(shop: Shop) -> None:
         assert submit(http, ["What?", "Which?", "Who?"])
         over = http.post("/v1/jobs", json={"archive": "postcards", "questions": ["a"]})
         assert over.status_code == 429 and int(over.headers["retry-after"]) > 0
+
+
+def test_a_retry_and_a_refresh_count_their_questions(shop: Shop, questions: list[str]) -> None:
+    with shop.http("ask", "postcards", questions_per_day=7) as http:
+        job_id = submit(http, questions)
+        shop.wait_for_job(http, job_id)
+        refreshed = http.post(f"/v1/jobs/{job_id}/refresh")
+        assert refreshed.status_code == 201, refreshed.text
+        again = http.post(f"/v1/jobs/{job_id}/refresh")  # the open one
+        if again.json()["is_new"]:
+            pytest.fail("the refresh was over already")
+        shop.wait_for_job(http, refreshed.json()["job"])
+        over = http.post(f"/v1/jobs/{job_id}/refresh")
+        assert over.status_code == 429 and "7 questions a day, and has asked 6" in over.json()["error"]["message"]
+        shop.works.clear()
+        last = submit(http, ["What?"])
+        assert http.post(f"/v1/jobs/{last}/cancel").status_code == 200
+        shop.wait_for_job(http, last)
+        retried = http.post(f"/v1/jobs/{last}/retry")
+        shop.works.set()
+        assert retried.status_code == 429, retried.text
+        assert http.get(f"/v1/jobs/{last}").json()["state"] == "cancelled"
+
+
+def test_results_of_an_ended_job_are_made_once(shop: Shop, questions: list[str]) -> None:
+    objects = shop.workshop.resources.objects
+    with shop.http("write", "postcards") as http:
+        job_id = submit(http, questions)
+        shop.wait_for_job(http, job_id)
+        folder = f"jobs/{job_id}/kept/"
+        first = {form: http.get(f"/v1/jobs/{job_id}/results?format={form}") for form in ("jsonl", "csv", "parquet")}
+        kept = {info.key.rpartition(".")[2]: info for info in objects.list_objects(folder)}
+        assert set(kept) == {"csv", "parquet"}
+        for form, answer in first.items():
+            again = http.get(f"/v1/jobs/{job_id}/results?format={form}")
+            assert (again.content, again.headers["etag"]) == (answer.content, answer.headers["etag"])
+            rest = {"range": "bytes=10-", "if-range": answer.headers["etag"]}
+            part = http.get(f"/v1/jobs/{job_id}/results?format={form}", headers=rest)
+            assert part.status_code == 206 and part.content == answer.content[10:]
+            other = http.get(f"/v1/jobs/{job_id}/results?format={form}", headers=rest | {"if-range": '"other"'})
+            assert other.status_code == 200 and other.content == answer.content
+        assert {info.key.rpartition(".")[2]: info for info in objects.list_objects(folder)} == kept
+        publish_result(shop.workshop.engine, objects, job_id)  # as after pictures were erased
+        assert not list(objects.list_objects(folder))
+        assert http.get(f"/v1/jobs/{job_id}/results?format=csv").content == first["csv"].content
+        assert http.delete(f"/v1/jobs/{job_id}").status_code == 202
+        wait_for("the removal", lambda: not list(objects.list_objects(f"jobs/{job_id}/")), 60)
+
+
+def test_jobs_at_once_do_not_exceed_the_quota(shop: Shop, paused: None) -> None:
+    with shop.http("ask", "postcards", open_jobs=3) as http:
+        answers: list[int] = []
+
+        def create() -> None:
+            body = {"archive": "postcards", "questions": ["What?"]}
+            answers.append(http.post("/v1/jobs", json=body).status_code)
+
+        threads = [threading.Thread(target=create) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(answers) == [201] * 3 + [429] * 9
+        own = http.get("/v1/jobs", params={"open": True}).json()["data"]
+        assert len(own) == 3
+        for job in own:
+            http.post(f"/v1/jobs/{job['job']}/cancel")
 
 
 def test_a_repeated_submit_makes_one_job(shop: Shop) -> None:

@@ -265,6 +265,30 @@ def test_an_edited_caption_is_what_words_find(shop: Shop) -> None:
         assert word_index.disagreements(connection, archive_id).number == 0
 
 
+def test_a_prefix_is_ingested_once(shop: Shop) -> None:
+    objects = shop.workshop.resources.objects
+    objects.make_bucket("shared")
+    objects.put_external("s3://shared/once/2019/boat.png", picture("maroon"), "image/png")
+    objects.put_external("s3://shared/once/quay.png", picture("olive"), "image/png")
+    objects.put_external("s3://shared/once/captions.csv", b"file,caption\n2019/boat.png,the old boat\n")
+    objects.put_external("s3://shared/once/readme.txt", b"no picture")
+    with shop.http("write", "coins") as http:
+        for address in ("s3://secret/in/", f"s3://{objects.bucket}/", "s3://shared/../x/"):
+            refused = http.post("/v1/archives/coins/ingest", json={"address": address})
+            assert refused.status_code == 400 and "RAGLLAVA_API_BUCKETS" in refused.json()["error"]["message"]
+        missing = http.post("/v1/archives/coins/ingest", json={"address": "s3://shared/nothing/"})
+        assert missing.status_code == 400 and "no pictures below" in missing.json()["error"]["message"]
+        body, key = {"address": "s3://shared/once/", "name": "once"}, {"idempotency-key": "once"}
+        made = http.post("/v1/archives/coins/ingest", json=body, headers=key)
+        assert made.status_code == 202 and made.json()["files"] == 2 and made.json()["captions"] == 1
+        assert http.post("/v1/archives/coins/ingest", json=body, headers=key).json()["job"] == made.json()["job"]
+        assert shop.wait_for_job(http, made.json()["job"])["counts"] == {"stored": 2}
+        rows = http.get("/v1/archives/coins/pictures", params={"limit": 1_000}).json()["data"]
+        captions = {row["source"]: row["caption"] for row in rows}
+        assert captions["2019/boat.png"] == "the old boat" and captions["quay.png"] is None
+        assert http.get("/v1/archives/coins/bindings").json()["data"] == []
+
+
 def test_only_an_opened_part_of_a_bucket_is_bound(shop: Shop, postcards: Postcards, tmp_path: Path) -> None:
     objects = shop.workshop.resources.objects
     objects.make_bucket("shared")

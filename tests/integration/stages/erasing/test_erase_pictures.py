@@ -277,14 +277,14 @@ def test_the_further_columns_of_question_lines_lose_the_name(album: Workshop, fo
     """They are repeated in the results, also of a question whose evidence the picture is not."""
     job_id = asked_from_a_file(
         album,
-        {"question": "Who is that?", "picture": NAME, "seen": ["barn.png", f"beside {NAME}."], "rating": 3},
-        {"question": "What is it?", "picture": f"not-{NAME[1:]}", "seen": [], "rating": 4},
-        {"question": "Where is it?", "picture": "barn.png", "seen": [CAPTION], "rating": 5},
+        {"question": "Who is that?", "photo": NAME, "seen": ["barn.png", f"beside {NAME}."], "rating": 3},
+        {"question": "What is it?", "photo": f"not-{NAME[1:]}", "seen": [], "rating": 4},
+        {"question": "Where is it?", "photo": "barn.png", "seen": [CAPTION], "rating": 5},
     )
     results = f"jobs/{job_id}/results.jsonl"
     lines = [json.loads(line) for line in album.resources.objects.get(results).splitlines()]
     assert [line["evidence"] for line in lines] == [[], [], []]
-    assert [line["input"]["picture"] for line in lines] == [NAME, f"not-{NAME[1:]}", "barn.png"]
+    assert [line["input"]["photo"] for line in lines] == [NAME, f"not-{NAME[1:]}", "barn.png"]
     wanted = needles(album, folder)
     (folder / NAME).unlink()
     removal = remover(album).pictures(ARCHIVE, [NAME])
@@ -292,9 +292,9 @@ def test_the_further_columns_of_question_lines_lose_the_name(album: Workshop, fo
     assert removal.counts["lines"] == 2 and removal.counts["results_written_again"] == 1 and removal.kept == ()
     lines = [json.loads(line) for line in album.resources.objects.get(results).splitlines()]
     assert [line["input"] for line in lines] == [
-        {"picture": "(erased)", "seen": ["barn.png", "beside (erased)."], "rating": 3},
-        {"picture": f"not-{NAME[1:]}", "seen": [], "rating": 4},
-        {"picture": "barn.png", "seen": ["(erased)"], "rating": 5},
+        {"photo": "(erased)", "seen": ["barn.png", "beside (erased)."], "rating": 3},
+        {"photo": f"not-{NAME[1:]}", "seen": [], "rating": 4},
+        {"photo": "barn.png", "seen": ["(erased)"], "rating": 5},
     ]
     assert album.job(job_id).name == "about (erased)"
 

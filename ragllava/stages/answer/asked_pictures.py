@@ -1,0 +1,212 @@
+"""The pictures that questions are asked with: read from where a caller may point to, and stored by content.
+
+An address is one of these:
+
+- `data:image/…;base64,…`, the picture itself;
+- `file-…`, a file that was uploaded through the HTTP API, if the caller may see it;
+- `s3://bucket/key`, below a prefix that is bound to the archive;
+- `https://…`, only of hosts that RAGLLAVA_API_PICTURE_HOSTS names (remote_pictures.py);
+- a path within a folder, only where the caller's own machine reads it.
+
+The bytes are not looked at here: a worker decodes them, in a child process. They are announced and put before the
+question is inserted, as those of an archive (stores/archives/blobs.py); if no question comes, `gc` removes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+from sqlalchemy import Connection, Engine, func, literal, select
+
+from ragllava.errors import ObjectMissing, SettingsError, UsageError
+from ragllava.stages.answer.question_files import StorePicture
+from ragllava.stages.answer.remote_pictures import RemotePictures
+from ragllava.stores.access.uploads import Upload
+from ragllava.stores.archives import archive, blobs
+from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.buckets.bindings import BindingRole
+from ragllava.stores.database import in_transaction
+from ragllava.stores.objects import ObjectStore, content_key
+from ragllava.stores.schema import bindings
+
+MAX_PICTURE_BYTES = 20 * 2**20
+MAX_REMOTE = 100  # pictures of other hosts in one question file: they are fetched one after the other
+MAX_REMOTE_S = 60.0  # for all of them
+
+_THREADS = 8
+_HELD = 2 * _THREADS  # pictures in memory
+_MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
+_FILE_ID = re.compile(r"file-[0-9a-f]{24}")
+
+FindUpload = Callable[[str], Upload]
+
+
+@dataclass
+class AskedPictures:
+    """Where the questions to one archive may have their pictures from.
+
+    `upload` finds a file by its id and raises NotFound; None: files have no ids here. `folder` is that of the question
+    file, within which paths lead to pictures; None: no path does.
+    """
+
+    engine: Engine
+    objects: ObjectStore
+    archive: str
+    remote: RemotePictures
+    upload: FindUpload | None = None
+    folder: Path | None = None
+    _fetched: int = field(default=0, init=False)
+    _fetching_s: float = field(default=0.0, init=False)
+
+    def store(self, address: str) -> str:
+        """The sha256 (hex) of the picture at an address; its bytes are in the object store afterwards.
+
+        Raises UsageError for what is not there, too large, or not to be read from here.
+        """
+        return self.store_bytes(self._read(address))
+
+    def store_bytes(self, data: bytes) -> str:
+        """As `store`, for the bytes of a picture."""
+        sha256 = _checked(data)
+        self._put(sha256, data)
+        return sha256
+
+    @contextmanager
+    def storing(self) -> Iterator[StorePicture]:
+        """`store` for the pictures of a file: threads put them meanwhile, and all are there when the block has ended.
+
+        Raises ServiceUnavailable, at the latest then.
+        """
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="asked pictures") as threads:
+            running: deque[Future[None]] = deque()
+
+            def store(address: str) -> str:
+                data = self._read(address)
+                sha256 = _checked(data)
+                if len(running) == _HELD:  # so few are in memory
+                    running.popleft().result()
+                running.append(threads.submit(copy_context().run, self._put, sha256, data))
+                return sha256
+
+            yield store
+            for put in running:
+                put.result()
+
+    def _put(self, sha256: str, data: bytes) -> None:
+        if in_transaction(self.engine, blobs.announce_blobs, [NewBlob(sha256, len(data), _MEDIA_TYPE)]):
+            self.objects.put(content_key(sha256), data, _MEDIA_TYPE)
+
+    def _read(self, address: str) -> bytes:
+        scheme = address.partition(":")[0].lower() if ":" in address[:10] else ""
+        if scheme == "data":
+            return read_data(address)
+        if scheme == "s3":
+            return self._read_bound(address)
+        if scheme in ("http", "https"):
+            return self._fetch(address)
+        if self.upload is not None and _FILE_ID.fullmatch(address):
+            return self._read_upload(self.upload(address))
+        return self._read_file(address)
+
+    def _fetch(self, address: str) -> bytes:
+        self._fetched += 1
+        if self._fetched > MAX_REMOTE:
+            raise UsageError(f"a question file has pictures of other hosts in at most {MAX_REMOTE} lines")
+        if self._fetching_s > MAX_REMOTE_S:
+            raise UsageError(f"the pictures of other hosts took more than {MAX_REMOTE_S:g} s; send them with the file")
+        began = time.monotonic()
+        try:
+            return self.remote.fetch(address, MAX_PICTURE_BYTES)
+        finally:
+            self._fetching_s += time.monotonic() - began
+
+    def _read_bound(self, address: str) -> bytes:
+        bucket, _, key = address.removeprefix(address[:5]).partition("/")
+        key = unquote(key)
+        has_dots = {".", ".."} & set(key.split("/"))  # which a store may resolve to another bucket
+        if has_dots or not in_transaction(self.engine, _is_bound, self.archive, bucket, key):
+            raise UsageError(f"{address[:200]} is below no prefix that is bound to the archive {self.archive}")
+        try:
+            return self.objects.read_external(bucket, key, MAX_PICTURE_BYTES).data
+        except (ObjectMissing, SettingsError):
+            raise UsageError(f"{address[:200]} does not exist, or cannot be read") from None
+
+    def _read_upload(self, upload: Upload) -> bytes:
+        if upload.size_bytes > MAX_PICTURE_BYTES:
+            raise _too_large(upload.size_bytes)
+        try:
+            with self.objects.open_stream(upload.object_key) as stream:
+                return stream.read(MAX_PICTURE_BYTES + 1)
+        except ObjectMissing:
+            raise UsageError(f"the file {upload.file_id} has expired") from None
+
+    def _read_file(self, address: str) -> bytes:
+        if self.folder is None:
+            raise UsageError(f"{address[:80]!r} is no address of a picture: use data:, the id of a file, or s3://")
+        folder = self.folder.resolve()
+        path = (folder / address).resolve()
+        if not path.is_relative_to(folder):
+            raise UsageError(f"{address[:200]} is not within the folder of the question file")
+        return read_picture_file(path)
+
+
+def _checked(data: bytes) -> str:
+    """The sha256 (hex) of a picture. Raises UsageError for none, and for too many bytes."""
+    if not data:
+        raise UsageError("the picture is empty")
+    if len(data) > MAX_PICTURE_BYTES:
+        raise _too_large(len(data))
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_picture_file(path: Path) -> bytes:
+    """The bytes of a file. Raises UsageError for one that cannot be read, or is too large."""
+    try:
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}")
+        if path.stat().st_size > MAX_PICTURE_BYTES:
+            raise _too_large(path.stat().st_size)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+
+
+def read_data(address: str) -> bytes:
+    """The bytes of a data: address. Raises UsageError."""
+    head, comma, data = address.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise UsageError("a data: address must be data:image/…;base64,…")
+    if len(data) > 2 * MAX_PICTURE_BYTES:
+        raise UsageError(f"a picture may have at most {MAX_PICTURE_BYTES:,} bytes")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise UsageError("the picture is not valid base64") from None
+
+
+def _too_large(size_bytes: int) -> UsageError:
+    return UsageError(f"a picture may have at most {MAX_PICTURE_BYTES:,} bytes, and this one has {size_bytes:,}")
+
+
+def _is_bound(connection: Connection, archive_name: str, bucket: str, key: str) -> bool:
+    """Whether an object is below a prefix from which the archive has its pictures."""
+    archive_id = archive.get_archive(connection, archive_name).archive_id
+    below = (
+        bindings.c.archive_id == archive_id,
+        bindings.c.role == BindingRole.PICTURES,
+        bindings.c.bucket == bucket,
+        func.starts_with(literal(key), bindings.c.prefix),
+    )
+    return connection.scalar(select(bindings.c.id).where(*below).limit(1)) is not None
