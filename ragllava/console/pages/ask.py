@@ -99,7 +99,7 @@ def send_asked_picture(visit: Visit[NoQuery, NoBody]) -> Response:
     job = _asked_job(visit)
     row = next(visit.client.questions.results(job.job_id), None)
     if row is None or row.picture is None:
-        raise NotFound(f"the question of job {job.job_id} has no picture, or no answer yet")
+        raise UsageError(f"the question of job {job.job_id} has no picture, or no answer yet")
     return api.send_thumbnail(visit, StoredContent(row.picture, "image/jpeg"))
 
 

@@ -210,8 +210,8 @@ def test_a_question_is_asked_with_a_picture(shop: Shop, browser: Browser, postca
         page.get_by_label("Like this picture").set_input_files(postcards.written.pictures / card.file_name)
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_role("button", name="✓ Right").wait_for()
-        page.wait_for_load_state("networkidle")
-        assert page.get_by_alt_text("the picture of the question").evaluate("(image) => image.naturalWidth") > 0
+        asked = page.get_by_alt_text("the picture of the question")
+        wait_for("the picture", lambda: asked.evaluate("(image) => image.naturalWidth") > 0, 15)
         assert card.file_name in page.locator("#answer").inner_text()
         visitor.check_access("a question with a picture")
         visitor.expect_fault("400")
