@@ -9,8 +9,9 @@ from pydantic import Field
 from starlette.responses import RedirectResponse, Response
 
 from ragllava.api.route import Body, NoBody, NoQuery, Query
+from ragllava.api.routes.native import pictures as api
 from ragllava.api.routes.native.shared import Line
-from ragllava.client import AccessRole, AnswerOptions, JobKind, JobView, ResultRow
+from ragllava.client import AccessRole, AnswerOptions, JobKind, JobView, ResultRow, StoredContent
 from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
 from ragllava.errors import NotFound, UsageError
 from ragllava.records import Candidate, by_relevance, by_retrieval
@@ -18,6 +19,7 @@ from ragllava.records import Candidate, by_relevance, by_retrieval
 pages = Pages("Ask")
 
 ASK = f"{ROOT}/ask"
+_MOST_BYTES = 210 * 2**20  # of a form: a picture, and a little more
 _LONGEST = 20_000  # characters of a form's field; the question's own limit is lower
 _SHOWN_CANDIDATES = 20
 _CUSTOM_ID = "ask"  # of the one question of such a job
@@ -59,20 +61,46 @@ def _form(visit: Visit[Any, Any], **given: Any) -> dict[str, Any]:
     return blank | given | {"archives": [card.name for card in visit.client.pictures.cards()]}
 
 
-@pages.post(ASK, needs=AccessRole.ASK, body=QuestionForm, template="ask.html", title="Ask", archive_in="body:archive")
+@pages.post(
+    ASK,
+    needs=AccessRole.ASK,
+    body=QuestionForm,
+    upload=_MOST_BYTES,
+    template="ask.html",
+    title="Ask",
+    archive_in="body:archive",
+)
 def ask(visit: Visit[NoQuery, QuestionForm]) -> Response | Shown:
-    """Ask, and go to where the answer appears."""
+    """Ask, perhaps with a picture, and go to where the answer appears."""
     body = visit.body
     name = visit.archive(body.archive)
     question = body.question.replace("\x00", " ")
     options = AnswerOptions(threshold=body.threshold)
     try:
         with visit.client.access.admitted(visit.principal, 1):
-            job_id = visit.client.questions.begin(question, name, options, where=body.where.strip() or None)
+            job_id = visit.client.questions.begin(
+                question, name, options, where=body.where.strip() or None, picture=_picture(visit)
+            )
     except UsageError as error:
         kept = {"archive": name, "question": question, "where": body.where, "threshold": body.threshold}
         return Shown(_form(visit, **kept, problem=str(error)), status=400)
     return RedirectResponse(f"{ASK}/{job_id}", 303)
+
+
+def _picture(visit: Visit[NoQuery, QuestionForm]) -> bytes | None:
+    """What was dropped in; a browser sends an empty part for none."""
+    file = visit.files.get("picture")
+    return file.file.read() or None if file is not None else None
+
+
+@pages.get(f"{ASK}/{{job_id}}/picture", needs=AccessRole.ASK, archive_in="path:job_id", is_counted=False)
+def send_asked_picture(visit: Visit[NoQuery, NoBody]) -> Response:
+    """A small JPEG of the picture that the question is asked with."""
+    job = _asked_job(visit)
+    row = next(visit.client.questions.results(job.job_id), None)
+    if row is None or row.picture is None:
+        raise UsageError(f"the question of job {job.job_id} has no picture, or no answer yet")
+    return api.send_thumbnail(visit, StoredContent(row.picture, "image/jpeg"))
 
 
 @pages.get(f"{ASK}/{{job_id}}", needs=AccessRole.ASK, template="ask.html", title="Ask", archive_in="path:job_id")

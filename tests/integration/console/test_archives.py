@@ -203,6 +203,23 @@ def test_a_question_is_answered_with_its_evidence_and_marked(
         page.get_by_text("right answer: a pyramid").wait_for()
 
 
+def test_a_question_is_asked_with_a_picture(shop: Shop, browser: Browser, postcards: Postcards) -> None:
+    card = postcards.archive.postcards[6]
+    with signed_in(browser, shop) as visitor:
+        page = visitor.go("/console/ask?archive=postcards")
+        page.get_by_label("Like this picture").set_input_files(postcards.written.pictures / card.file_name)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.get_by_role("button", name="✓ Right").wait_for()
+        asked = page.get_by_alt_text("the picture of the question")
+        wait_for("the picture", lambda: asked.evaluate("(image) => image.naturalWidth") > 0, 15)
+        assert card.file_name in page.locator("#answer").inner_text()
+        visitor.check_access("a question with a picture")
+        visitor.expect_fault("400")
+        page.get_by_label("Question").fill("")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.get_by_text("a question has 1 to").wait_for()
+
+
 def test_a_hostile_question_and_a_wrong_filter_are_harmless(shop: Shop, browser: Browser) -> None:
     with signed_in(browser, shop) as visitor:
         page = visitor.go("/console/ask?archive=postcards")
@@ -222,10 +239,12 @@ def test_a_hostile_question_and_a_wrong_filter_are_harmless(shop: Shop, browser:
         page.get_by_text('has the metadata "planet"').wait_for()
         assert "who?" in page.get_by_label("Question").input_value()
         sent = page.evaluate(
-            """async () => (await fetch("/console/ask", {method: "POST", headers: {
-                "content-type": "application/x-www-form-urlencoded"},
-                body: new URLSearchParams({csrf: document.querySelector("[name=csrf]").value, archive: "postcards",
-                question: "who\\u0000 is it?"})})).status"""
+            """async () => {
+                const form = new FormData(document.querySelector("form.ask"));
+                form.set("question", "who\\u0000 is it?");
+                form.set("where", "");
+                return (await fetch("/console/ask", {method: "POST", body: form})).status;
+            }"""
         )
         assert sent == 200
 
