@@ -130,7 +130,7 @@ class Questions(Namespace):
         """
         how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
         with self._asked_pictures(archive, _folder_of(source)).storing() as store_picture:
-            file = _read(source, store_picture)
+            file = self._file(source, store_picture)
         with admitted(len(file.lines)):
             return self._queue(submit_questions, file, how)
 
@@ -146,7 +146,7 @@ class Questions(Namespace):
 
         Raises InvalidInput when the whole file cannot be read, UsageError as `submit`.
         """
-        file = _read(source, self._asked_pictures(archive, _folder_of(source)).check)
+        file = self._file(source, self._asked_pictures(archive, _folder_of(source)).check)
         _, _, checked = self._do(check_questions, file, Submission(archive, _with_filter(options, where)))
         pace = self._of_archive(archive, paces)
         return Checked(len(checked.lines), checked.valid, checked.errors, checked.notes, Estimate.of(checked, pace))
@@ -205,6 +205,15 @@ class Questions(Namespace):
         if isinstance(picture, Path):
             picture = read_picture_file(picture)
         return pictures.store_bytes(picture) if isinstance(picture, bytes) else pictures.store(picture)
+
+    def _file(
+        self, questions: str | Path | bytes | Iterable[str | Mapping[str, Any]], store_picture: StorePicture
+    ) -> QuestionFile:
+        """What was sent; callers of the HTTP API gave its name and no folder."""
+        file = _read(questions, store_picture)
+        if self._connections.for_tenants and isinstance(questions, str | Path):
+            return replace(file, name=Path(questions).name)
+        return file
 
     def _asked_pictures(self, archive: str, folder: Path | None) -> AskedPictures:
         """Where questions may have their pictures from; callers of the HTTP API read no files of the server."""

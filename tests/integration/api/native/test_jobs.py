@@ -73,6 +73,7 @@ def test_a_question_file_is_read_by_its_ending(shop: Shop, questions: list[str])
         file = {"file": ("mine.csv", table.getvalue().encode())}
         refused = http.post("/v1/jobs/file", files=file, data={"archive": "postcards"})
         assert refused.status_code == 400 and "line 3" in refused.json()["error"]["message"]
+        assert "mine.csv" in refused.text and "/mine.csv" not in refused.text, "the server's folders concern nobody"
         accepted = http.post("/v1/jobs/file", files=file, data={"archive": "postcards", "skip_invalid": "true"})
         assert accepted.status_code == 201, accepted.text
         assert http.post("/v1/jobs/file", files=file, data={"archive": "coins"}).status_code == 404
