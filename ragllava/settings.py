@@ -157,6 +157,16 @@ class Settings(BaseSettings):
         "`group=role:archive+archive`. Roles are `read`, `ask`, `write`, `review` and `admin`.",
     )
 
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address on which `ragllava serve` listens for Prometheus, at `/metrics`."
+    )
+    metrics_port: int = Field(default=8601, ge=0, le=65_535, description="Port of the metrics. 0: none are served.")
+    metrics_beyond_loopback: bool = Field(
+        default=False,
+        description="Allow an address of the metrics beyond this machine. They need no key, so only your own machines "
+        "may reach it.",
+    )
+
     profile: str = Field(
         default="mini", description="Which models run: `mini`, `base`, `paper`, or the path of a profile file."
     )

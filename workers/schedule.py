@@ -22,7 +22,7 @@ from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.webhooks.deliver import deliver_due
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import requests, workers
-from ragllava.stores.maintenance import ticks
+from ragllava.stores.maintenance import ticks, totals
 from ragllava.training.request import submit_due_trainings
 from ragllava.training.scheduled import STARTERS
 from workers.app import DISPATCH, TICK, app, dispatch_now
@@ -37,6 +37,7 @@ TICK_STEPS = (
     "events of the Redis list",
     "events",
     "ends of jobs",
+    "totals",
     "silent workers",
     "results",
     "batches",
@@ -119,6 +120,7 @@ def _finish_jobs() -> None:
         process = runtime()
         steps = Isolation(process.engine, "tick", TICK_STEPS)
         steps.run("ends of jobs", end_jobs, process.engine)
+        steps.run("totals", in_transaction, process.engine, totals.compact)
         steps.run("silent workers", in_transaction, process.engine, workers.remove_silent)
         steps.run("results", publish_missing_results, process.engine, process.resources.objects)
         if steps.run("batches", process_batches, process.engine, process.settings, process.resources.objects):

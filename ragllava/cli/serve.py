@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from typing import TYPE_CHECKING
 
@@ -24,10 +23,13 @@ def serve(host: str, port: int) -> None:
 
     OpenAI's SDK uses it with base_url=http://HOST:PORT/v1 and a key of `ragllava keys create`. It listens beyond this
     machine only if a key exists, or a provider of tokens is set. It speaks no TLS: put a proxy in front of it.
+
+    Metrics for Prometheus are at http://127.0.0.1:8601/metrics (RAGLLAVA_METRICS_HOST, RAGLLAVA_METRICS_PORT).
     """
     import uvicorn
 
     from ragllava.api.app import POOL
+    from ragllava.api.metrics import serving_metrics
     from ragllava.api.serving import api_server_config
     from ragllava.client import Client
     from ragllava.console.site import make_site
@@ -38,19 +40,16 @@ def serve(host: str, port: int) -> None:
     with Client(load_settings(), name="ragllava serve", pool_size=POOL, for_tenants=True) as client:
         _require_keys_beyond_loopback(client, host)
         log.info(f"serves the HTTP API and the console at {host}:{port}", extra={"action": "api_started"})
-        uvicorn.Server(api_server_config(make_site(client), host, port)).run()
+        with serving_metrics(client.settings, client.metrics.read):
+            uvicorn.Server(api_server_config(make_site(client), host, port)).run()
 
 
 def _require_keys_beyond_loopback(client: Client, host: str) -> None:
     """Also connects, so that a database that cannot be used is reported at once."""
-    if not client.access.has_callers() and not _is_loopback(host):
+    from ragllava.api.metrics import is_loopback
+
+    if not client.access.has_callers() and not is_loopback(host):
         raise UsageError(
             f"no key exists, so the server does not listen on {host}: make one with `ragllava keys create NAME`"
         )
 
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -21,6 +21,7 @@ from ragllava.client.connections import Connections
 from ragllava.client.health import Check, Health, Severity
 from ragllava.client.jobs import Jobs, is_success, pause_between_views, seconds_left
 from ragllava.client.learning import ChangedExample, ChangedExamples, ThresholdCurve
+from ragllava.client.metrics import ALL_METRICS, Metrics
 from ragllava.client.models import Models
 from ragllava.client.pictures import Pictures
 from ragllava.client.questions import Checked, Estimate, Questions, SavedResults
@@ -31,6 +32,7 @@ from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
 from ragllava.client.webhooks import Webhooks
 from ragllava.jobs.control import JobView
+from ragllava.jobs.figures import Metric, Reading
 from ragllava.jobs.queues import QueueView
 from ragllava.jobs.states import JobState
 from ragllava.records import (
@@ -98,6 +100,7 @@ from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
 
 __all__ = [
+    "ALL_METRICS",
     "CHAT",
     "MODEL",
     "RESPONSES",
@@ -141,6 +144,8 @@ __all__ = [
     "ListOptions",
     "ListedImage",
     "Marks",
+    "Metric",
+    "Metrics",
     "NewKey",
     "NoisyReason",
     "NoisyState",
@@ -155,6 +160,7 @@ __all__ = [
     "QueueCounts",
     "QueueFilter",
     "QueueView",
+    "Reading",
     "RefreshView",
     "ReindexRequest",
     "ReindexingView",
@@ -230,6 +236,7 @@ class Client(Connections):
         self.schedules = Schedules(self)
         self.system = System(self)
         self.health = Health(self)
+        self.metrics = Metrics(self)
         self.webhooks = Webhooks(self)
         self.access = Access(self)
         self.files = Files(self)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, Select, case, func, literal, select, upd
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import Conflict, KeyReused, NotFound
+from ragllava.jobs import totalling
 from ragllava.jobs.dispatch import job_turns
 from ragllava.jobs.kinds import KINDS, JobDetail, kind_of
 from ragllava.jobs.queue import (
@@ -355,6 +356,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     if last is not None and len(others) < len(numbers):
         insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
     reopened = {"state": JobState.RUNNING, "finished_at": None, "result": None, "counts": None, "error": None}
+    reopened["counted"] = totalling.counted_so_far(job)
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(reopened))
     require_room(connection)
     return len(numbers)

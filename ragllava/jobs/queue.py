@@ -28,6 +28,7 @@ from sqlalchemy import (
 )
 
 from ragllava.errors import LeaseLost, ShardInterrupted
+from ragllava.jobs import totalling
 from ragllava.jobs.kinds import KINDS, Kind, kind_of, kinds_beside
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
@@ -87,6 +88,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             attempts=shards.c.attempts + 1,
             worker=worker,
             lease_until=func.now() + seconds(lease_s),
+            claimed_at=func.now(),
             not_before=None,
         )
         .returning(
@@ -191,6 +193,7 @@ def finish(connection: Connection, lease: Lease) -> None:
         if shard == (ShardState.SPLIT, lease.epoch):
             return
         raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; its result is dropped")
+    totalling.note_shard(connection, lease.shard_id, lease.kind)
     close_job_if_ended(connection, lease.job_id)
 
 
@@ -402,6 +405,7 @@ def _close(connection: Connection, job: Row[Any], kind: Kind, counted: Reconcili
     state, error = _final_state(JobState(job.state), kind, counted)
     ended = {"state": state, "error": func.coalesce(jobs.c.error, error), "finished_at": func.now()}
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(ended | {"counts": counted.by_status}))
+    totalling.note_job(connection, job, state, counted)
     job_ends.notify(connection, job.id)
 
 

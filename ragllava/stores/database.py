@@ -38,7 +38,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ragllava.errors import ServiceUnavailable
@@ -174,6 +174,21 @@ def read_at_once(engine: Engine, work: Callable[Concatenate[Connection, P], T], 
             return work(connection, *args, **kwargs)
 
     return _with_retries(attempt)
+
+
+def read_quickly(
+    engine: Engine, statement_timeout_s: float, work: Callable[Concatenate[Connection, P], T], *args: P.args
+) -> T:
+    """Run `work`, which only reads, once in one transaction whose statements may take so long.
+
+    For a look that is repeated anyway: raises ServiceUnavailable at the first error of the database.
+    """
+    try:
+        with engine.connect() as connection:
+            sessions.allow_statements(connection, statement_timeout_s)
+            return work(connection, *args)
+    except (SQLAlchemyError, *_LOST) as error:
+        raise _unavailable(error) from error
 
 
 def _with_retries(run: Callable[[], T]) -> T:

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0015"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0016"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -209,6 +209,7 @@ jobs = Table(
     moment("finished_at", nullable=True),
     Column("name", Text),  # that a person gave it
     Column("owner", Text),  # who queued it, as user@machine; NULL: not known
+    Column("counted", JSONB(none_as_null=True)),  # of a retried job: the outcomes that `totals` has already
     # Open jobs are few among many: dispatch and reap look only at them.
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
     # Asked at every tick.
@@ -242,6 +243,7 @@ shards = Table(
     Column("is_last", Boolean, nullable=False, server_default=text("false")),  # waits until all others have ended
     Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
     Column("open_inputs", Integer),  # when its last attempt failed: fewer of them now are progress
+    moment("claimed_at", nullable=True),  # by its last worker
     Index("ix_shards_open", "state", "job_id", "lo", postgresql_where=text(_IS_OPEN_SHARD)),
     postgresql_with={"fillfactor": "70"},
 )
@@ -588,6 +590,19 @@ change_event_totals = Table(
     Column("name", Text, primary_key=True),
     Column("number", BigInteger, nullable=False),
     moment("updated_at"),
+)
+
+# What has happened since the system began, for its metrics: it never decreases, also when old jobs are removed. The
+# number of a thing is the sum of its rows. Rows are added, never updated, so that two transactions never wait for each
+# other; sums replace them later (stores/maintenance/totals.py).
+totals = Table(
+    "totals",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("measure", Text, nullable=False),  # jobs, inputs, wait_seconds, shard_seconds
+    Column("kind", Text, nullable=False),  # of job
+    Column("result", Text, nullable=False),  # a state, an outcome, or the upper bound of a bucket
+    Column("number", Float, nullable=False),
 )
 
 schedules = Table(

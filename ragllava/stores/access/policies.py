@@ -77,6 +77,7 @@ POLICIES: dict[str, str] = {
 COMMAND_POLICIES: dict[str, dict[str, str]] = {
     "api_keys": {"select": "true", "insert": _ADMINISTERS_ALL, "update": _ADMINISTERS_ALL},
     "audit": {"select": _ADMINISTERS_ALL, "insert": "true"},
+    "totals": {"select": _SEES_ALL, "insert": "true"},
 }
 
 _ALL_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
@@ -96,6 +97,7 @@ _RIGHTS = {
     "sign_in_links": "SELECT, DELETE",
     "sign_ins": "SELECT, INSERT, UPDATE, DELETE",
     "ticks": "SELECT",
+    "totals": "SELECT, INSERT",
     "vocabulary": "SELECT, INSERT",
     "workers": "SELECT, UPDATE",
 }

@@ -1,0 +1,58 @@
+"""Counters that never decrease: how many jobs and inputs ended how, and how long they took. Metrics show them.
+
+Each row adds to one number. Every function works in the caller's transaction; none waits for another one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, text
+
+from ragllava.stores.schema import totals
+
+JOBS, INPUTS = "jobs", "inputs"
+WAIT_SECONDS, SHARD_SECONDS = "wait_seconds", "shard_seconds"
+BOUNDS = ("0.5", "1", "2.5", "5", "10", "30", "60", "120", "300", "900", "3600", "21600")  # of buckets, in seconds
+BEYOND = "+Inf"
+SUM = "sum"  # of the seconds, beside the buckets
+_MOST_ROWS = 500  # before sums replace them
+_AT_ONCE = 20_000
+
+Addition = tuple[str, str, str, float]  # measure, kind of job, result, number
+
+
+def observed(measure: str, kind: str, duration_s: float) -> list[Addition]:
+    """What one duration adds: to the bucket that it falls into, and to the sum. A negative one counts as 0."""
+    length_s = max(0.0, duration_s)
+    bucket = next((bound for bound in BOUNDS if length_s <= float(bound)), BEYOND)
+    return [(measure, kind, bucket, 1), (measure, kind, SUM, length_s)]
+
+
+def add(connection: Connection, additions: Iterable[Addition]) -> None:
+    """Add to the counters; zeros are left out."""
+    names = ("measure", "kind", "result", "number")
+    rows = [dict(zip(names, addition, strict=True)) for addition in additions if addition[3]]
+    if rows:
+        connection.execute(totals.insert().inline(), rows)  # who adds need not be allowed to read
+
+
+def compact(connection: Connection) -> int:
+    """Replace rows by their sums if there are many; returns how many were replaced."""
+    return connection.scalar(_COMPACT, {"most": _MOST_ROWS, "at_once": _AT_ONCE}) or 0
+
+
+# Of two that run at once, each replaces the rows that the other one has not locked.
+_COMPACT = text("""
+    WITH taken AS (
+        DELETE FROM totals WHERE id IN (
+            SELECT id FROM totals
+            WHERE (SELECT count(*) FROM (SELECT FROM totals LIMIT :most + 1) first) > :most
+            ORDER BY id LIMIT :at_once FOR UPDATE SKIP LOCKED
+        ) RETURNING measure, kind, result, number
+    ), summed AS (
+        INSERT INTO totals (measure, kind, result, number)
+        SELECT measure, kind, result, sum(number) FROM taken GROUP BY measure, kind, result
+    )
+    SELECT count(*) FROM taken
+""")
