@@ -39,8 +39,9 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup  ## generate docs/settings.md from the descriptions in ragllava/settings.py
+docs: setup  ## generate docs/settings.md, and the metrics of docs/operations.md, from the code
 	$(BIN)/python -m tests.support.settings_page
+	$(BIN)/python -m tests.support.metrics_page
 
 bench: $(VENV)/.bench  ## timings of each stage, as ratios to a reference in the same run: about 13 minutes
 	$(BIN)/ragllava bench --shape llava-35m --chart bench.svg

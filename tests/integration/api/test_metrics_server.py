@@ -1,0 +1,179 @@
+"""The server of the metrics: who may reach it, what it costs, and what a real Prometheus makes of it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine
+from starlette.testclient import TestClient
+from urllib3 import PoolManager
+
+from ragllava.api.metrics import make_metrics_app, require_allowed, serving_metrics
+from ragllava.client import ALL_METRICS, Client, Reading
+from ragllava.errors import UsageError
+from ragllava.settings import Settings
+from tests.support.job_rows import Desk
+from tests.support.metrics_page import RULES
+from tests.support.run_command import Run
+from tests.support.waiting import wait_for
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    own = settings.model_copy(update={"metrics_port": free_port()})
+    with Client(own, name="metrics", for_tenants=True) as client:
+        yield client
+
+
+def get(url: str) -> tuple[int, str]:
+    with PoolManager(retries=False, timeout=30) as pool:
+        response = pool.request("GET", url)
+        return response.status, response.data.decode()
+
+
+def test_the_text_names_every_metric(client: Client) -> None:
+    with serving_metrics(client.settings, client.metrics.read) as url:
+        assert url is not None
+        status, body = get(url)
+    assert status == 200
+    families = {family.name: family for family in text_string_to_metric_families(body)}
+    assert set(families) == {metric.name.removesuffix("_total") for metric in ALL_METRICS}
+    for metric in ALL_METRICS:
+        assert families[metric.name.removesuffix("_total")].type == metric.type
+
+
+def test_openmetrics_for_who_accepts_it(client: Client) -> None:
+    app = make_metrics_app(client.metrics.read)
+    response = TestClient(app).get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert response.text.endswith("# EOF\n")
+
+
+def test_figures_are_kept_for_a_moment() -> None:
+    reads = []
+
+    def read() -> Sequence[Reading]:
+        reads.append(1)
+        return ()
+
+    for kept_s, expected in ((60.0, 1), (0.0, 3)):
+        reads.clear()
+        test_client = TestClient(make_metrics_app(read, kept_s))
+        for _ in range(3):
+            assert test_client.get("/metrics").status_code == 200
+        assert len(reads) == expected
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "metrics.example.org"])
+def test_it_listens_on_this_machine_unless_a_setting_allows_more(host: str) -> None:
+    settings = Settings(metrics_host=host)
+    with pytest.raises(UsageError, match="RAGLLAVA_METRICS_BEYOND_LOOPBACK"), serving_metrics(settings, list):
+        pass
+    require_allowed(settings.model_copy(update={"metrics_beyond_loopback": True}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_loopback_needs_no_setting(host: str) -> None:
+    require_allowed(Settings(metrics_host=host))
+
+
+def test_the_command_refuses_before_it_serves(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGLLAVA_METRICS_HOST", "0.0.0.0")
+    code, _, error = run("serve", "--port", free_port())
+    assert code == 2
+    assert "RAGLLAVA_METRICS_BEYOND_LOOPBACK" in error
+
+
+def test_a_port_that_is_taken_or_off_prevents_nothing() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        for port in (other.getsockname()[1], 0):
+            with serving_metrics(Settings(metrics_port=port), list) as url:
+                assert url is None
+
+
+@contextmanager
+def prometheus(folder: Path, target: str) -> Iterator[str]:
+    """A real one that scrapes the target every second; its address."""
+    port = free_port()
+    configuration = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(RULES)],
+        "scrape_configs": [{"job_name": "ragllava", "static_configs": [{"targets": [target]}]}],
+    }
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(configuration))
+    process = subprocess.Popen(
+        [
+            "prometheus",
+            f"--config.file={file}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def ask(url: str, path: str, **fields: str) -> Any:
+    """The data of an answer of Prometheus's API; {} while it starts."""
+    with PoolManager(retries=False, timeout=10) as pool:
+        response = pool.request("GET", f"{url}/api/v1/{path}", fields=fields)
+        return response.json()["data"] if response.status == 200 else {}
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+def test_a_real_prometheus_scrapes_it_and_evaluates_the_rules(
+    client: Client, engine: Engine, tmp_path: Path
+) -> None:
+    desk = Desk(engine, client.settings)
+    desk.live_worker()
+    desk.questions_job(5, 2)
+    desk.drain()
+    desk.questions_job(5, 2)
+    with (
+        serving_metrics(client.settings, client.metrics.read),
+        prometheus(tmp_path, f"127.0.0.1:{client.settings.metrics_port}") as url,
+    ):
+
+        def number(query: str) -> float | None:
+            try:
+                result = ask(url, "query", query=query).get("result", [])
+            except OSError:
+                return None
+            return float(result[0]["value"][1]) if result else None
+
+        wait_for("a scrape", lambda: number("ragllava_up") == 1, 60)
+        assert number('ragllava_questions_total{stage="answer",result="answered"}') == 5
+        assert number('ragllava_stage_seconds_count{stage="answer"}') == 3
+        assert number('ragllava_queue_depth{queue="query"}') == 3
+
+        def rules() -> list[dict[str, Any]]:
+            return [rule for group in ask(url, "rules").get("groups", []) for rule in group["rules"]]
+
+        wait_for("the rules", lambda: {rule["health"] for rule in rules()} == {"ok"}, 60)
+        assert not [rule for rule in rules() if rule.get("lastError")]
+        # No tick has ever ended here.
+        alerts = {rule["name"]: rule["state"] for rule in rules() if rule["type"] == "alerting"}
+        assert {name for name, state in alerts.items() if state != "inactive"} == {"RagllavaNoTick"}
