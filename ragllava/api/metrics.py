@@ -139,6 +139,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen()  # who asks before the server has started waits for it
     except OSError:
         listening.close()
         raise

@@ -29,18 +29,20 @@ def serve(host: str, port: int) -> None:
     import uvicorn
 
     from ragllava.api.app import POOL
-    from ragllava.api.metrics import serving_metrics
+    from ragllava.api.metrics import require_allowed, serving_metrics
     from ragllava.api.serving import api_server_config
     from ragllava.client import Client
     from ragllava.console.site import make_site
     from ragllava.logs import configure_logging
     from ragllava.settings import load_settings
 
+    settings = load_settings()
+    require_allowed(settings)
     configure_logging()
-    with Client(load_settings(), name="ragllava serve", pool_size=POOL, for_tenants=True) as client:
+    with Client(settings, name="ragllava serve", pool_size=POOL, for_tenants=True) as client:
         _require_keys_beyond_loopback(client, host)
         log.info(f"serves the HTTP API and the console at {host}:{port}", extra={"action": "api_started"})
-        with serving_metrics(client.settings, client.metrics.read):
+        with serving_metrics(settings, client.metrics.read):
             uvicorn.Server(api_server_config(make_site(client), host, port)).run()
 
 
@@ -52,4 +54,3 @@ def _require_keys_beyond_loopback(client: Client, host: str) -> None:
         raise UsageError(
             f"no key exists, so the server does not listen on {host}: make one with `ragllava keys create NAME`"
         )
-

@@ -35,9 +35,7 @@ _DISK_FREE = Metric(
     meaning="Free room on the disk of `RAGLLAVA_HOME` of the machine that serves the metrics.",
     statement="",
 )
-_DISK_SIZE = Metric(
-    name="ragllava_disk_size_bytes", type="gauge", meaning="Size of that disk.", statement=""
-)
+_DISK_SIZE = Metric(name="ragllava_disk_size_bytes", type="gauge", meaning="Size of that disk.", statement="")
 ALL_METRICS: tuple[Metric, ...] = (_UP, _SCRAPE, *METRICS, _DISK_FREE, _DISK_SIZE)
 
 

@@ -82,7 +82,7 @@ def _read(connection: Connection, metric: Metric, values: dict[str, object]) -> 
     width = len(metric.labels)
     if metric.type == "histogram":
         return Reading(metric, histograms=_histograms(rows, width))
-    numbers = {labels: 0.0 for labels in _zeros(metric)}
+    numbers = dict.fromkeys(_zeros(metric), 0.0)
     numbers |= {tuple(map(str, row[:width])): float(row[width]) for row in rows if row[width] is not None}
     return Reading(metric, [Sample(labels, number) for labels, number in sorted(numbers.items())])
 
@@ -123,14 +123,12 @@ _WAITING = f"({_OPEN}) open WHERE open.state <> 'running' AND job_state <> 'paus
 
 
 def _durations(measure: str) -> str:
-    return (
-        f"SELECT kind, result, sum(number) FROM totals WHERE measure = '{measure}' GROUP BY kind, result"  # noqa: S608
-    )
+    return f"SELECT kind, result, sum(number) FROM totals WHERE measure = '{measure}' GROUP BY kind, result"  # noqa: S608
 
 
 METRICS: tuple[Metric, ...] = (
     Metric(
-        name="ragllava_jobs",
+        name="ragllava_jobs_open",
         type="gauge",
         labels=("kind", "state"),
         meaning="Open jobs.",

@@ -23,7 +23,7 @@ def metrics_section() -> str:
 
 def section_of(page: str) -> str:
     """What the page has between the marks."""
-    return page.split(_BEGIN)[1].split(_END)[0]
+    return page.split(_BEGIN)[1].split(_END, maxsplit=1)[0]
 
 
 def _lines() -> Iterator[str]:
