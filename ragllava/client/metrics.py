@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ragllava.client.connections import Namespace
@@ -64,7 +65,8 @@ class Metrics(Namespace):
         """Raises RagllavaError."""
         connections = self._connections
         with acting(_SEES_ALL):
-            return read_quickly(connections.engine, _STATEMENT_S, figures.read, connections.settings)
+            read = partial(figures.read, settings=connections.settings)
+            return read_quickly(connections.engine, _STATEMENT_S, read)
 
     def _existing_home(self) -> Path:
         home = self._connections.settings.home.absolute()

@@ -89,12 +89,14 @@ def _read(connection: Connection, metric: Metric, values: dict[str, object]) -> 
 
 def _zeros(metric: Metric) -> list[tuple[str, ...]]:
     queues = sorted({kind.queue for kind in KINDS.values()})
-    return {
-        "": [],
-        "queues": [(queue,) for queue in queues],
-        "leases": [(queue, state) for queue in queues for state in ("overdue", "running")],
-        "kinds": [(kind,) for kind in sorted(KINDS)],
-    }[metric.zeros]
+    match metric.zeros:
+        case "queues":
+            return [(queue,) for queue in queues]
+        case "leases":
+            return [(queue, state) for queue in queues for state in ("overdue", "running")]
+        case "kinds":
+            return [(kind,) for kind in sorted(KINDS)]
+    return []
 
 
 def _histograms(rows: Sequence[Sequence[object]], width: int) -> list[Histogram]:

@@ -176,9 +176,7 @@ def read_at_once(engine: Engine, work: Callable[Concatenate[Connection, P], T], 
     return _with_retries(attempt)
 
 
-def read_quickly(
-    engine: Engine, statement_timeout_s: float, work: Callable[Concatenate[Connection, P], T], *args: P.args
-) -> T:
+def read_quickly(engine: Engine, statement_timeout_s: float, work: Callable[[Connection], T]) -> T:
     """Run `work`, which only reads, once in one transaction whose statements may take so long.
 
     For a look that is repeated anyway: raises ServiceUnavailable at the first error of the database.
@@ -186,7 +184,7 @@ def read_quickly(
     try:
         with engine.connect() as connection:
             sessions.allow_statements(connection, statement_timeout_s)
-            return work(connection, *args)
+            return work(connection)
     except (SQLAlchemyError, *_LOST) as error:
         raise _unavailable(error) from error
 

@@ -123,7 +123,7 @@ def test_counters_agree_with_the_tables_and_with_their_sums(board: Board) -> Non
     before = board.numbers()
     counted = "SELECT status, count(*) FROM answers GROUP BY status"
     with board.engine.begin() as connection:
-        by_status = dict(connection.execute(text(counted)).all())
+        by_status: dict[str, int] = dict(connection.execute(text(counted)).all())
         jobs = connection.scalar(text("SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL"))
     assert by_status == {"answered": before["ragllava_questions_total", ("answer", "answered")]}
     assert jobs == before["ragllava_jobs_total", ("answer", "completed")] == 39
