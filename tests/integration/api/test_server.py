@@ -167,7 +167,9 @@ def test_limits_are_answered_with_their_number(front: Front) -> None:
     form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999999999\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=10) as large:
         large.sendall((head + form).encode())
-        answer = b"".join(iter(lambda: large.recv(4_000), b"")).decode()  # head and body may come apart
+        answer = large.recv(4_000).decode()
+        if answer.endswith("\r\n\r\n"):  # head and body may come apart
+            answer += large.recv(4_000).decode()
     assert answer.startswith("HTTP/1.1 413") and "537,919,488" in answer
 
 
