@@ -141,7 +141,7 @@ def test_the_pages_can_be_read_without_scripts(front: Front, browser: Browser, h
         page.get_by_role("link", name="low relevance").click()
         assert page.locator(".result").count() == len(HOSTILE)
         page.get_by_role("button", name="dark").click()
-        assert page.locator("html").get_attribute("data-theme") == "dark"
+        page.locator('html[data-theme="dark"]').wait_for()
 
 
 PATHS = ("", "/jobs", "/jobs/{job}", "/jobs/new", "/schedules", "/schedules/nightly", "/maintenance", "/keys", "/audit")
