@@ -71,7 +71,10 @@ class Reviewing(Namespace):
         return self._of_archive(archive, next_cases, which, reviewer, lease_s=lease_s, limit=limit, after=after)
 
     def open(self, key: QuestionKey, tab: str) -> NoisyView:
-        """One case; it is leased unless somebody else has it open, which `locked_by` then says. Raises NotFound."""
+        """One case; it is leased, also from another tab of the same reviewer, unless somebody else has it open.
+
+        `locked_by` then says who. Raises NotFound.
+        """
         return self._do(open_case, key, self._reviewer(tab), self._lease_s)
 
     def renew(self, keys: Sequence[QuestionKey], tab: str) -> list[QuestionKey]:

@@ -145,7 +145,8 @@ def renew(connection: Connection, keys: Sequence[QuestionKey], reviewer: Reviewe
 
 
 def take(connection: Connection, key: QuestionKey, reviewer: Reviewer, lease_s: float) -> bool:
-    """Lease this case, unless somebody else or another tab has it open; whether it is held."""
+    """Lease this case, unless somebody else has it open; whether it is held. It is taken over from another tab of the
+    same person, who has asked for it here."""
     values = {"job_id": key[0], "no": key[1], "me": reviewer.name, "tab": reviewer.tab, "lease_s": lease_s}
     return connection.execute(_TAKE, values).rowcount > 0
 
@@ -276,11 +277,12 @@ _CLAIM = text(f"""
     WHERE n.job_id = free.job_id AND n.question_no = free.question_no
     RETURNING n.job_id, n.question_no
 """)  # noqa: S608 - our own condition
-_TAKE = text(f"""
+_TAKE = text("""
     UPDATE noisy_cases n
     SET locked_by = :me, locked_tab = :tab, locked_until = now() + make_interval(secs => :lease_s)
-    WHERE n.job_id = :job_id AND n.question_no = :no AND {_FREE}
-""")  # noqa: S608 - our own condition
+    WHERE n.job_id = :job_id AND n.question_no = :no
+      AND (n.locked_until IS NULL OR n.locked_until < now() OR n.locked_by = :me)
+""")
 _LOCK = text("""
     SELECT archive_id, state, reasons, details, updated_at, version,
            CASE WHEN locked_until > now() THEN locked_by END AS holder,

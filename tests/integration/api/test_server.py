@@ -169,6 +169,8 @@ def test_limits_are_answered_with_their_number(front: Front) -> None:
     with socket.create_connection((host, int(port)), timeout=10) as large:
         large.sendall((head + form).encode())
         answer = large.recv(4_000).decode()
+        if answer.endswith("\r\n\r\n"):  # head and body may come apart
+            answer += large.recv(4_000).decode()
     assert answer.startswith("HTTP/1.1 413") and "537,919,488" in answer
 
 

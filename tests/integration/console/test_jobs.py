@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 LARGE = 100_000
-SERVER_MS = 300.0
 THEMES: tuple[Theme, ...] = ("light", "dark")
 
 
@@ -142,7 +141,7 @@ def test_the_pages_can_be_read_without_scripts(front: Front, browser: Browser, h
         page.get_by_role("link", name="low relevance").click()
         assert page.locator(".result").count() == len(HOSTILE)
         page.get_by_role("button", name="dark").click()
-        assert page.locator("html").get_attribute("data-theme") == "dark"
+        page.locator('html[data-theme="dark"]').wait_for()
 
 
 PATHS = ("", "/jobs", "/jobs/{job}", "/jobs/new", "/schedules", "/schedules/nightly", "/maintenance", "/keys", "/audit")
@@ -217,6 +216,14 @@ def large_job(front: Front) -> int:
     return job
 
 
+@pytest.fixture(scope="module")
+def small_job(front: Front) -> int:
+    """A job whose rows are on one page."""
+    job = front.client.questions.submit(["What?"] * 60, "coins", name="small").job_id
+    front.client.jobs.wait(job, timeout_s=120)
+    return job
+
+
 _LARGE = """
     INSERT INTO questions (job_id, question_no, place, line, custom_id, text)
         SELECT :job, n, n, n + 1, 'q' || n, 'How many windows has house ' || n || '?'
@@ -235,15 +242,19 @@ _LARGE = """
 @pytest.mark.parametrize(
     "query", ["", "?show=no_evidence", "?show=failed&code=unreadable", "?show=low", "?after=90000"]
 )
-def test_the_first_page_of_a_large_job_takes_at_most_300_ms(front: Front, large_job: int, query: str) -> None:
+def test_a_page_of_a_large_job_takes_about_as_long_as_one_of_a_small_job(
+    front: Front, large_job: int, small_job: int, query: str
+) -> None:
+    """In server time, of which the first page may take 300 ms on two cores where nothing else runs."""
     with reading(front.url, front.key("read")) as reader:
-        times = []
-        for _ in range(3):
-            answer = reader.get(f"/console/jobs/{large_job}{query}")
+        times: dict[int, list[float]] = {large_job: [], small_job: []}
+        for job in (large_job, small_job) * 3:
+            answer = reader.get(f"/console/jobs/{job}{query}")
             assert answer.status_code == 200
-            times.append(float(answer.headers["openai-processing-ms"]))
-        print(f"{query or 'all'}: {sorted(times)} ms, {len(answer.content):,} bytes")
-        assert min(times) <= SERVER_MS
+            times[job].append(float(answer.headers["openai-processing-ms"]))
+        large, small = min(times[large_job]), min(times[small_job])
+        print(f"{query or 'all'}: {large} ms, {small} ms for a job of one page")
+        assert large <= 8 * small
 
 
 def test_rare_rows_at_the_end_of_a_large_job_are_reached(front: Front, large_job: int) -> None:

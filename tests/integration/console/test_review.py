@@ -161,11 +161,12 @@ def test_reviewers_and_tabs_never_overwrite_each_other(front: Front, browser: Br
         assert "has this case open" in third.inner_text("form.case")
         second = one.context.new_page()
         second.goto(f"{front.url}/console/review?archive={desk.archive}{case}")
+        second.wait_for_selector("#review[data-at]")
         for visitor in (one, other):
             visitor.expect_fault("409")
-        first.keyboard.press("a")
-        settle(first)
-        for page, who in ((second, "you, in another tab or window"), (third, "key rgl_")):
+        second.keyboard.press("a")
+        settle(second)
+        for page, who in ((first, "you, in another tab or window"), (third, "key rgl_")):
             page.keyboard.press("y")
             page.keyboard.press("x")
             page.wait_for_selector("#outbox .notice")

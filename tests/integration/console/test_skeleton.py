@@ -40,10 +40,12 @@ def test_the_theme_is_that_of_the_system_unless_another_is_chosen(
         colour = "getComputedStyle(document.body).backgroundColor"
         assert page.evaluate(colour) == PAGE_COLOUR[system]
         page.get_by_role("button", name=other).click()
+        page.locator(f'html[data-theme="{other}"]').wait_for()
         assert page.evaluate(colour) == PAGE_COLOUR[other]
         visitor.sign_in(front.key("read"))
         assert page.evaluate(colour) == PAGE_COLOUR[other]
         page.get_by_role("button", name="system").click()
+        page.locator("html:not([data-theme])").wait_for()
         assert page.evaluate(colour) == PAGE_COLOUR[system]
 
 

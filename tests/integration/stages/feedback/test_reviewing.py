@@ -173,10 +173,10 @@ def test_nothing_is_overwritten(review: Review, client: Client) -> None:
         in_two_tabs = client.reviewing.open(case.question.key, "2")
         assert in_two_tabs.version == case.version
         with pytest.raises(Conflict, match="nothing was saved: another tab or window of yours has this case open"):
-            client.reviewing.save(says(in_two_tabs, "b"), "2")
-        client.reviewing.save(says(case, "a"), "1")
+            client.reviewing.save(says(case, "a"), "1")
+        client.reviewing.save(says(in_two_tabs, "b"), "2")
         with pytest.raises(Conflict, match="nothing was saved: you, in another tab or window, changed this case"):
-            client.reviewing.save(says(in_two_tabs, "c", Verdict.WRONG, answer="three"), "2")
+            client.reviewing.save(says(case, "c", Verdict.WRONG, answer="three"), "1")
     with by("bob"), pytest.raises(Conflict, match="nothing was saved: ann changed this case after you opened it"):
         client.reviewing.save(says(case, "a", Verdict.WRONG, answer="three"), "1")
     [row] = review.labels()
