@@ -355,7 +355,13 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
     if last is not None and len(others) < len(numbers):
         insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
-    reopened: dict[str, Any] = {"state": JobState.RUNNING, "finished_at": None, "result": None, "counts": None, "error": None}
+    reopened: dict[str, Any] = {
+        "state": JobState.RUNNING,
+        "finished_at": None,
+        "result": None,
+        "counts": None,
+        "error": None,
+    }
     reopened["counted"] = totalling.counted_so_far(job)
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(reopened))
     require_room(connection)
