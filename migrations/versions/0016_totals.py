@@ -27,13 +27,13 @@ def upgrade() -> None:
     op.add_column("shards", sa.Column("claimed_at", sa.DateTime(timezone=True)))
     op.execute("""
         INSERT INTO totals (measure, kind, result, number)
-        SELECT 'jobs', kind, state, count(*) FROM jobs WHERE finished_at IS NOT NULL GROUP BY kind, state
+        SELECT 'jobs', kind, state, count(*) FROM jobs WHERE finished_at IS NOT NULL GROUP BY kind, state ORDER BY kind, state
     """)
     op.execute("""
         INSERT INTO totals (measure, kind, result, number)
         SELECT 'inputs', kind, outcome.key, sum(CAST(outcome.value AS bigint))
         FROM jobs CROSS JOIN LATERAL jsonb_each_text(counts) outcome
-        WHERE finished_at IS NOT NULL GROUP BY kind, outcome.key
+        WHERE finished_at IS NOT NULL GROUP BY kind, outcome.key ORDER BY kind, outcome.key
     """)
     # A job that runs again: what of it ended before is not known any more, so it counts when it ends.
     op.execute("""
