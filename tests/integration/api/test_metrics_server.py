@@ -22,6 +22,7 @@ from ragllava.api.metrics import make_metrics_app, require_allowed, serving_metr
 from ragllava.client import ALL_METRICS, Client, Reading
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
+from tests.integration.api.test_server import process
 from tests.support.job_rows import Desk
 from tests.support.metrics_page import RULES
 from tests.support.run_command import Run
@@ -180,3 +181,10 @@ def test_a_real_prometheus_scrapes_it_and_evaluates_the_rules(client: Client, en
         # No tick has ever ended here, and the worker takes nothing. Before the first scrape, another one was pending.
         wait_for("the alerts", lambda: {"RagllavaNoTick", "RagllavaQueueStuck"} <= active(), 60)
         wait_for("the first alert to end", lambda: "RagllavaDown" not in active(), 60)
+
+
+def test_the_process_serves_its_metrics_beside_the_api(environment: dict[str, str]) -> None:
+    port = free_port()
+    with process(environment | {"RAGLLAVA_METRICS_PORT": str(port)}):
+        status, body = get(f"http://127.0.0.1:{port}/metrics")
+    assert status == 200 and "ragllava_up 1.0" in body
