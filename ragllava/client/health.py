@@ -13,11 +13,10 @@ from pathlib import Path
 from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.system import System
 from ragllava.errors import RagllavaError
+from ragllava.jobs.figures import SILENT_TICKS, TICK_GRACE_S
 from ragllava.jobs.queues import QueueView, list_queues
 from ragllava.stores.jobs.workers import WorkerView
 
-_SILENT_TICKS = 3  # after which a worker is taken for gone
-_TICK_GRACE_S = 10.0
 _SMALLEST_FREE_BYTES = 2 * 2**30
 
 
@@ -62,7 +61,7 @@ class Health(Namespace):
     def _workers(self) -> Iterator[Check]:
         settings, workers = self._connections.settings, self._system.workers()
         age_s = self._system.last_tick_age_s()
-        latest_s = _SILENT_TICKS * settings.tick_s + _TICK_GRACE_S
+        latest_s = SILENT_TICKS * settings.tick_s + TICK_GRACE_S
         if age_s is None or abs(age_s) > latest_s:
             value = "no tick has ended yet" if age_s is None else f"the last tick ended {age_s:,.0f} s ago"
             advice = "Start the maintenance worker, or look into its log: without ticks nothing that is due begins."
