@@ -1,9 +1,9 @@
 """The whole way of a person in the console: from a folder of pictures to a promoted model, on a running system.
 
 `ragllava serve` and all workers are processes of their own, the browser is Chromium. The pictures are sheets of two
-colors in folders, a question may use those of its folder, and people say that the red sheet is the right one: a model
-of a few thousand parameters learns that in 40 steps, which is all that is not as it would be (tests/support/
-quick_training.py). Every case is labelled in the browser; no label comes from anywhere else.
+colors in folders, a question may use those of its folder, and people say that the red sheet is the right one. A model
+of a few thousand parameters learns that in 40 steps; the preset in the train worker is the only thing that is not as it
+would be (tests/support/quick_training.py). All labels are given in the browser. The second test needs the first one's.
 """
 
 from __future__ import annotations
@@ -168,7 +168,6 @@ def test_by_mouse_from_a_folder_to_a_promoted_model(system: System, browser: Bro
         champion = page.locator(".panel.champion", has=page.get_by_role("heading", name="Reranker"))
         assert system.champion() != base
         assert system.champion() in champion.inner_text()
-        visitor.draw("champion")
 
 
 def add_pictures(visitor: Visitor, folder: Path) -> None:
@@ -233,10 +232,8 @@ def review_by_keys(page: Page, cases: int) -> None:
 def watch_training(visitor: Visitor) -> None:
     """See the curve grow, and the gate's table when it has ended."""
     page = visitor.page
-    page.locator("#curve svg").first.wait_for(timeout=60_000)
-    page.locator("#curve .chip.running").wait_for()
-    visitor.draw("training")
-    page.get_by_role("heading", name="Gate").wait_for(timeout=60_000)
+    page.locator("#curve:has(.chip.running) .charts svg").first.wait_for(timeout=120_000)
+    page.get_by_role("heading", name="Gate").wait_for(timeout=120_000)
 
 
 def test_by_keyboard_alone_a_refused_model_is_promoted_and_rolled_back(
@@ -272,7 +269,7 @@ def test_by_keyboard_alone_a_refused_model_is_promoted_and_rolled_back(
         train_by_keyboard(page)
         watch_training(visitor)
         assert page.locator("#curve .chip", has_text="refused").is_visible()
-        version = page.locator("#course a.button")
+        version = page.locator("section:has(#course) a.button")
         refused = version.inner_text()
         enter(page, version)
         page.once("dialog", lambda dialog: dialog.accept())
@@ -325,3 +322,4 @@ def choose(page: Page, field: Locator, path: Path) -> None:
     with page.expect_file_chooser() as window:
         page.keyboard.press("Space")
     window.value.set_files(path)
+

@@ -132,6 +132,17 @@ def test_what_keys_do(front: Front, browser: Browser, desk: Desk) -> None:
         assert len(verdicts(front)) == 2
 
 
+def test_the_progress_is_right_as_soon_as_the_last_case_is_reviewed(front: Front, browser: Browser) -> None:
+    few = make_desk(front.office.engine, front.office.objects, "few", cases=2, pictures=3)
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("review"))
+        page = open_page(visitor, few, ahead=2)
+        page.keyboard.press("a")
+        page.keyboard.press("a")
+        settle(page)
+        page.locator("#review-progress").get_by_text("0 open").wait_for(timeout=5_000)  # long before the next look
+
+
 def test_by_mouse(front: Front, browser: Browser, desk: Desk) -> None:
     with visiting(browser, front.url) as visitor:
         visitor.sign_in(front.key("review"))
