@@ -105,9 +105,7 @@ def site(settings: Settings, logs: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "ragllava", "serve", "--port", str(port)]
     with (logs / "serve.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | environment_of(settings), cwd=ROOT, stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, env=os.environ | environment_of(settings), cwd=ROOT, stdout=log, stderr=log)
 
     def answers() -> bool:
         assert process.poll() is None, (logs / "serve.log").read_text()[-3000:]
@@ -230,9 +228,10 @@ def review_by_keys(page: Page, cases: int) -> None:
 
 
 def watch_training(visitor: Visitor) -> None:
-    """See the curve grow, and the gate's table when it has ended."""
+    """See the training run, its curve appear, and in the end the gate's table, without a reload by hand."""
     page = visitor.page
-    page.locator("#curve:has(.chip.running) .charts svg").first.wait_for(timeout=120_000)
+    page.locator("#curve .chip.running").wait_for()
+    page.locator("#curve .charts svg").first.wait_for(timeout=120_000)
     page.get_by_role("heading", name="Gate").wait_for(timeout=120_000)
 
 
@@ -322,4 +321,3 @@ def choose(page: Page, field: Locator, path: Path) -> None:
     with page.expect_file_chooser() as window:
         page.keyboard.press("Space")
     window.value.set_files(path)
-
