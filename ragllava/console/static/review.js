@@ -12,6 +12,7 @@
   const LOW = 6; // cases ahead, below which further ones are fetched
   const PRELOADED = 6; // cases ahead whose pictures are loaded
   const RENEW_MS = 30000;
+  const PROGRESS_MS = 5000;
   const RETRY_MS = [1000, 2000, 4000, 8000, 15000];
 
   const cases = []; // { key, job, question_no, version, element, opinion }
@@ -108,6 +109,8 @@
     }
     sending = false;
     showOutbox();
+    // At the end, or after a while of quick work: whether the labels are enough for a training is to be seen at once.
+    if ((done && at >= cases.length) || Date.now() - progressAt > PROGRESS_MS) showProgress();
   }
 
   function succeeded(entry, answer) {
@@ -429,12 +432,17 @@
     } catch { /* the next time; a save is checked anyway */ }
   }, RENEW_MS);
 
-  setInterval(async () => {
-    if (document.hidden || outbox.length) return;
+  let progressAt = Date.now();
+  async function showProgress() {
+    progressAt = Date.now();
     const query = new URLSearchParams({ archive, tab });
     const response = await fetch(`/console/review/progress?${query}`, { headers: { "hx-request": "true" } }).catch(() => null);
     const line = document.getElementById("review-progress");
     if (response?.ok && !outbox.length && !line.matches(":focus-within")) line.innerHTML = await response.text();
+  }
+
+  setInterval(() => {
+    if (!document.hidden && !outbox.length) showProgress();
   }, RENEW_MS / 2);
 
   window.addEventListener("beforeunload", (event) => {

@@ -24,6 +24,14 @@ def whole_desk(front: Front) -> Desk:
 
 
 @pytest.fixture
+def small_desk(front: Front) -> Iterator[Desk]:
+    """Two open cases."""
+    made = make_desk(front.office.engine, front.office.objects, "few", cases=2, pictures=3)
+    yield made
+    clear_reviews(front.office.engine, made)
+
+
+@pytest.fixture
 def desk(front: Front, whole_desk: Desk) -> Iterator[Desk]:
     """Sixty open cases."""
     yield whole_desk
@@ -130,6 +138,18 @@ def test_what_keys_do(front: Front, browser: Browser, desk: Desk) -> None:
         page.keyboard.press("u")
         page.wait_for_timeout(100)
         assert len(verdicts(front)) == 2
+
+
+def test_the_progress_is_right_as_soon_as_the_last_case_is_reviewed(
+    front: Front, browser: Browser, small_desk: Desk
+) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("review"))
+        page = open_page(visitor, small_desk, ahead=2)
+        page.keyboard.press("a")
+        page.keyboard.press("a")
+        settle(page)
+        page.locator("#review-progress").get_by_text("0 open").wait_for(timeout=5_000)  # long before the next look
 
 
 def test_by_mouse(front: Front, browser: Browser, desk: Desk) -> None:
