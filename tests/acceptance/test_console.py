@@ -316,7 +316,8 @@ def open_section(page: Page, name: str) -> None:
 
 
 def choose(page: Page, field: Locator, path: Path) -> None:
-    """Choose a file or a folder in the browser's own window, which a key opens."""
+    """Choose a file or a folder in the browser's own window, which a key opens; it opens none while a page loads."""
+    page.wait_for_load_state("networkidle")
     tab_to(page, field)
     with page.expect_file_chooser() as window:
         page.keyboard.press("Space")

@@ -155,6 +155,7 @@ def test_an_overwritten_object_changes_the_answer_and_a_deleted_one_is_gone(
 def test_status_shows_the_receiver_and_counts_its_events(shell: Terminal, bucket: Bucket) -> None:
     status = shell.run("status", "--json")
     [found] = [service for service in status.json["services"] if service["title"] == "receiver"]
+    assert (status.json["troubles"], status.json["faults"]) == ({}, [])
     assert (status.code, found["answers"], found["embedded"]) == (0, True, True)
     assert status.json["events"]["waiting"] == 0
     assert status.json["events"]["received"] >= 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,8 @@ from typing import Any
 
 import psutil
 
-from ragllava.local.home import Home
+from ragllava.local.home import Home, ServicesState
+from ragllava.local.services import API
 from ragllava.settings import Settings, read_services
 from tests.acceptance.conftest import READY_S
 from tests.support.waiting import wait_for
@@ -119,6 +121,8 @@ def terminal() -> Iterator[Terminal]:
     made = Terminal(root / "home", root / "folder")
     made.folder.mkdir()
     root.chmod(0o755)  # run as root, PostgreSQL has an account of its own, which must pass
+    # Not the usual port: of two systems that start at once, as other tests start one, both may take it for free.
+    Home(made.home).save_state(ServicesState(ports={API: [random.randrange(23_000, 32_000)]}))
     try:
         yield made
     finally:
