@@ -121,8 +121,6 @@ def terminal() -> Iterator[Terminal]:
     made = Terminal(root / "home", root / "folder")
     made.folder.mkdir()
     root.chmod(0o755)  # run as root, PostgreSQL has an account of its own, which must pass
-    # Not the usual port: of two systems that start at once, as other tests start one, both may take it for free.
-    Home(made.home).save_state(ServicesState(ports={API: [random.randrange(23_000, 32_000)]}))
     try:
         yield made
     finally:
@@ -136,6 +134,11 @@ def terminal() -> Iterator[Terminal]:
 def running_system(made: Terminal) -> Iterator[subprocess.Popen[bytes]]:
     """`ragllava up` for the time of a block; afterwards it has ended well and left no process behind."""
     log = made.folder / "up.log"
+    home = Home(made.home)
+    if not home.services_file.exists():
+        home.prepare()
+        # Not the usual port: of two systems that start at once, as other tests start one, both may take it for free.
+        home.save_state(ServicesState(ports={API: [random.randrange(23_000, 32_000)]}))
     with log.open("wb") as output:
         up = subprocess.Popen(
             [sys.executable, "-m", "ragllava", "up"],
