@@ -12,8 +12,6 @@ from ragllava.cli.options import connected, json_option, print_result
 if TYPE_CHECKING:
     from ragllava.settings import Settings
 
-_DEFAULT_PORT = 8600
-
 
 @click.command()
 @click.option("--url", metavar="URL", help="Where the console is reached.  [default: that of `ragllava up` or `serve`]")
@@ -38,9 +36,10 @@ def console(url: str | None, job: int | None, as_json: bool) -> None:
 
 def base_url(settings: Settings) -> str:
     """Where `ragllava up` of this home serves the console, or where `ragllava serve` does by default."""
+    from ragllava.local.ports import API_PORT
     from ragllava.local.services import LocalServices
 
-    return f"http://127.0.0.1:{LocalServices(settings).api_port or _DEFAULT_PORT}"
+    return f"http://127.0.0.1:{LocalServices(settings).api_port or API_PORT}"
 
 
 def job_path(job_id: int) -> str:

@@ -175,6 +175,7 @@ def evaluate(
     fitted_on = source.calibration(reported, calibration) if reranked else None
     if limit is not None:
         reported, *other_styles = (_first(questions, limit) for questions in (reported, *other_styles))
+        # A few questions fit no threshold; all of a large split would take far longer than the reported ones.
         fitted_on = None if fitted_on is None else _first(fitted_on, max(limit, FEWEST_CALIBRATION))
     options = RunOptions(
         seed,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragllava.errors import UsageError
+from ragllava.local.ports import API_PORT
 
 if TYPE_CHECKING:
     from ragllava.client import Client
@@ -17,7 +18,9 @@ log = logging.getLogger(__name__)
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=8600, show_default=True, type=click.IntRange(1, 65_535), help="The port to listen on.")
+@click.option(
+    "--port", default=API_PORT, show_default=True, type=click.IntRange(1, 65_535), help="The port to listen on."
+)
 def serve(host: str, port: int) -> None:
     """Serve the HTTP API and the console, until Ctrl-C; `ragllava up` starts one automatically.
 

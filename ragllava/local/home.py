@@ -1,16 +1,13 @@
-"""The folders, ports, passwords and the lock of one RAGLLAVA_HOME."""
+"""The folders, passwords and the lock of one RAGLLAVA_HOME."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
-import random
 import secrets
 import shutil
-import socket
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,9 +21,6 @@ from ragllava.whole_files import write_whole
 
 _LATER_SECRETS = ("events_token", "postgres_app_password", "postgres_api_password")  # not in homes of the first version
 _SMALLEST_FREE_BYTES = 512 * 2**20  # an empty Postgres with its first log segments takes 80 MB
-# Below the range from which Linux takes the ports of outgoing connections (32768 and up), so that a connection rarely
-# occupies one of our ports while our services do not run; twins lie below it too.
-_PORT_RANGE = range(15_000, 22_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,31 +172,3 @@ class HomeLock:
                 # A later process with this id started at another time.
                 return process if abs(process.create_time() - stored["started_at"]) < 1.0 else None
         return None
-
-
-def choose_ports(kept: list[int], count: int, taken: set[int], twin: int = 0) -> list[int]:
-    """`count` free ports of 127.0.0.1: the kept ones if all are still free, else new ones, added to `taken`.
-
-    With `twin`, the port that many numbers above each is free too.
-    """
-
-    def is_usable(port: int) -> bool:
-        return not taken & {port, port + twin} and _is_free(port) and _is_free(port + twin)
-
-    chosen = kept
-    if len(kept) != count or not all(map(is_usable, kept)):
-        shuffled = random.sample(_PORT_RANGE, len(_PORT_RANGE))
-        chosen = list(itertools.islice(filter(is_usable, shuffled), count))
-    if len(chosen) < count:
-        raise SettingsError(f"no free TCP port between {_PORT_RANGE.start} and {_PORT_RANGE.stop} on 127.0.0.1")
-    taken.update(chosen, (port + twin for port in chosen))
-    return chosen
-
-
-def _is_free(port: int) -> bool:
-    try:
-        # It reuses addresses, as servers do: else a port whose last connection has just closed would look taken.
-        with socket.create_server(("127.0.0.1", port)):
-            return True
-    except OSError:
-        return False

@@ -11,8 +11,9 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable
-from ragllava.local.home import Home, HomeLock, Secrets, ServicesState, choose_ports
+from ragllava.local.home import Home, HomeLock, Secrets, ServicesState
 from ragllava.local.passage import withdraw
+from ragllava.local.ports import API_PORT, Ports
 from ragllava.local.postgres import PostgresService
 from ragllava.local.processes import is_alive
 from ragllava.local.redis_server import RedisService
@@ -24,7 +25,6 @@ from ragllava.settings import Settings
 _WATCHDOG_GRACE_S = 5.0
 RECEIVER = "receiver"  # of events; its port is kept beside those of the services
 API = "api"  # the HTTP API; so is its port
-_API_PORT = 8600  # unless it is taken
 NOT_RUNNING = "not running"
 
 _KINDS: tuple[type[EmbeddedService], ...] = (PostgresService, RedisService, SeaweedService)
@@ -43,6 +43,7 @@ class LocalServices:
         self.home = Home(settings.home)
         self._settings = settings
         self.lock = HomeLock(self.home)
+        self._ports = Ports()
         self._running: list[EmbeddedService] = []
         self._events = events
         self._unrevived: dict[str, str] = {}  # what was said about services that cannot be restarted
@@ -130,6 +131,7 @@ class LocalServices:
                 # The ports stay, so that addresses are the same the next time.
                 self.home.save_state(ServicesState(ports=self.home.load_state().ports))
         finally:
+            self._ports.release()
             self.lock.release()
 
     def stop_leftovers(self) -> list[str]:
@@ -165,22 +167,21 @@ class LocalServices:
     def _assemble(self) -> list[EmbeddedService]:
         """The embedded services with ports: those of one that runs, else the last ones if they are free."""
         services = self._existing()
-        taken: set[int] = set()
         for service in services:
             if service.find() is None or len(service.ports) != service.port_count:
-                service.ports = choose_ports(service.ports, service.port_count, taken, service.port_twin)
+                service.ports = self._ports.choose(service.ports, service.port_count, service.port_twin)
         state = self.home.load_state()
         if self._events:
-            state.ports[RECEIVER] = self._choose_receiver_port(services, state.ports.get(RECEIVER, []), taken)
-            state.ports[API] = choose_ports(state.ports.get(API, [_API_PORT]), 1, taken)
+            state.ports[RECEIVER] = self._choose_receiver_port(services, state.ports.get(RECEIVER, []))
+            state.ports[API] = self._ports.choose(state.ports.get(API, [API_PORT]), 1)
         state.ports |= {service.name: service.ports for service in services}
         self.home.save_state(state)
         return services
 
-    def _choose_receiver_port(self, services: list[EmbeddedService], kept: list[int], taken: set[int]) -> list[int]:
+    def _choose_receiver_port(self, services: list[EmbeddedService], kept: list[int]) -> list[int]:
         """A store that runs sends to the port of the last run, which our own left-over receiver may still use."""
         store = next((service for service in services if isinstance(service, SeaweedService)), None)
-        ports = kept if kept and store is not None and store.find() is not None else choose_ports(kept, 1, taken)
+        ports = kept if kept and store is not None and store.find() is not None else self._ports.choose(kept, 1)
         if store is not None:
             store.receiver_port = ports[0]
         return ports

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -19,8 +18,7 @@ from typing import Any
 
 import psutil
 
-from ragllava.local.home import Home, ServicesState
-from ragllava.local.services import API
+from ragllava.local.home import Home
 from ragllava.settings import Settings, read_services
 from tests.acceptance.conftest import READY_S
 from tests.support.waiting import wait_for
@@ -134,11 +132,6 @@ def terminal() -> Iterator[Terminal]:
 def running_system(made: Terminal) -> Iterator[subprocess.Popen[bytes]]:
     """`ragllava up` for the time of a block; afterwards it has ended well and left no process behind."""
     log = made.folder / "up.log"
-    home = Home(made.home)
-    if not home.services_file.exists():
-        home.prepare()
-        # Not the usual port: of two systems that start at once, as other tests start one, both may take it for free.
-        home.save_state(ServicesState(ports={API: [random.randrange(23_000, 32_000)]}))
     with log.open("wb") as output:
         up = subprocess.Popen(
             [sys.executable, "-m", "ragllava", "up"],

@@ -1,15 +1,14 @@
-"""A home's lock, and the ports that its services keep."""
+"""A home's lock."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
 
-from ragllava.local.home import Home, HomeLock, choose_ports
+from ragllava.local.home import Home, HomeLock
 from ragllava.local.processes import is_alive
 
 
@@ -29,20 +28,3 @@ def test_a_lock_file_of_a_dead_owner_does_not_lock(worker_home: Home) -> None:
     assert holder is not None and holder.pid == os.getpid() and is_alive(holder)
     lock.release()
     assert lock.owner() is None
-
-
-def test_kept_ports_are_chosen_again_and_none_twice() -> None:
-    taken: set[int] = set()
-    first = choose_ports([], 3, taken)
-    assert choose_ports(first, 3, set()) == first
-    assert choose_ports(first, 2, set()) != first, "another number of ports was asked for"
-    assert not set(first) & set(choose_ports(first, 3, taken))
-
-
-def test_ports_with_twins_do_not_meet() -> None:
-    taken: set[int] = set()
-    ports = choose_ports([], 5, taken, twin=10_000) + choose_ports([], 5, taken, twin=10_000)
-    assert len({*ports, *(port + 10_000 for port in ports)}) == 20
-    with socket.socket() as occupant:
-        occupant.bind(("127.0.0.1", ports[0] + 10_000))
-        assert choose_ports(ports[:1], 1, set(), twin=10_000) != ports[:1]
