@@ -98,7 +98,7 @@ def _system(settings: Settings, run: Demo) -> Iterator[Client]:
             with run.timed("start"):
                 system = running_system(settings, worker_specs, echo, threading.Event())
                 settings = stack.enter_context(system).settings
-            run.console_note = "; start the system again with `ragllava up` first"  # it ends with the demo
+            run.console_note = "to sign in, start the system with `ragllava up`, then "  # it ends with the demo
         except AlreadyRunning:
             run.console.print("  using the system that is running in this home")
         # The first step of the end: another Ctrl-C must not leave half of the system running.

@@ -47,7 +47,7 @@ class Demo:
     domain: Domain | None = None
     side: Callable[[str], bool] | None = None
     top_k: int | None = None
-    console_note: str = ""  # what has to be done first
+    console_note: str = "to sign in, "  # before what to do
 
     @property
     def name(self) -> str:
@@ -82,7 +82,9 @@ class Demo:
             client.questions.save_report(job.job_id, report, answers, figures, replace_any=True)
         self.console.print(f"report: {report.absolute()}, open it in a browser")
         self.console.print(f"console: {base_url(client.settings)}{job_path(job.job_id)}", soft_wrap=True)
-        self.console.print(f"         sign in by the link of `ragllava console --job {job.job_id}`{self.console_note}")
+        self.console.print(
+            f"         {self.console_note}open the link that `ragllava console --job {job.job_id}` prints"
+        )
         return {
             "seed": self.seed,
             "images": ingested.progress.total,
