@@ -32,7 +32,7 @@ from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)
 
-KEPT_S = 3.0  # several Prometheus servers, or somebody who reloads, cost one look at the database in this time
+KEPT_S = 3.0  # scrapes within this time share one reading of the database
 _STOP_S = 5.0
 
 Read = Callable[[], Sequence[Reading]]

@@ -71,7 +71,7 @@ class Reviewing(Namespace):
         return self._of_archive(archive, next_cases, which, reviewer, lease_s=lease_s, limit=limit, after=after)
 
     def open(self, key: QuestionKey, tab: str) -> NoisyView:
-        """One case; it is leased, also from another tab of the same reviewer, unless somebody else has it open.
+        """One case; it is leased, also from another tab of the same reviewer, unless another reviewer holds it.
 
         `locked_by` then says who. Raises NotFound.
         """
@@ -89,7 +89,7 @@ class Reviewing(Namespace):
         """Store an opinion; a repetition changes nothing.
 
         Raises NotFound for a question that is no noisy case; Conflict where it has changed since it was shown, and
-        where somebody else has it open; InvalidInput where the label contradicts itself.
+        where another reviewer holds it; InvalidInput where the label contradicts itself.
         """
         return self._do(save_review, opinion, self._reviewer(tab))
 

@@ -77,7 +77,7 @@ def save_review(connection: Connection, opinion: Opinion, reviewer: Reviewer) ->
     """Store an opinion and end the lease of its case; a repetition of the same `save_id` changes nothing.
 
     Raises NotFound for a question that is no noisy case; Conflict where it has changed since it was shown, and where
-    somebody else has it open; InvalidInput where the label contradicts itself.
+    another reviewer holds it; InvalidInput where the label contradicts itself.
     """
     case = reviewing.lock_case(connection, opinion.key)
     if case is None:

@@ -145,8 +145,10 @@ def renew(connection: Connection, keys: Sequence[QuestionKey], reviewer: Reviewe
 
 
 def take(connection: Connection, key: QuestionKey, reviewer: Reviewer, lease_s: float) -> bool:
-    """Lease this case, unless somebody else has it open; whether it is held. It is taken over from another tab of the
-    same person, who has asked for it here."""
+    """Lease this case, unless another reviewer holds it; returns whether it is leased.
+
+    It is taken over from another tab of the same reviewer, who has asked for it here.
+    """
     values = {"job_id": key[0], "no": key[1], "me": reviewer.name, "tab": reviewer.tab, "lease_s": lease_s}
     return connection.execute(_TAKE, values).rowcount > 0
 

@@ -253,7 +253,7 @@ def release_leases(call: Call[NoQuery, LeasesBody]) -> LeasesObject:
     archive_in="path:job_id",
 )
 def save_review(call: Call[NoQuery, OpinionBody]) -> SavedObject:
-    """Label a noisy case, or dismiss it. 409 when it has changed since it was shown, or somebody else has it open."""
+    """Label a noisy case, or dismiss it. 409 when it has changed since it was shown, or another reviewer holds it."""
     body, job_id = call.body, call.client.jobs.require_answers(call.number("job_id")).job_id
     opinion = Opinion(
         job_id=job_id,
