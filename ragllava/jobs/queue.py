@@ -188,12 +188,16 @@ def finish(connection: Connection, lease: Lease) -> None:
     Raises LeaseLost when the lease is not ours any more.
     """
     lock_job(connection, lease.job_id)
-    if not _mark(connection, ShardState.DONE, None, *_mine(lease)):
+    worked_s = func.extract("epoch", func.now() - shards.c.claimed_at)
+    done = update(shards).where(*_mine(lease)).values(_ended(ShardState.DONE, None))
+    row = connection.execute(done.returning(worked_s)).one_or_none()
+    if row is None:
         shard = connection.execute(select(shards.c.state, shards.c.epoch).where(shards.c.id == lease.shard_id)).one()
         if shard == (ShardState.SPLIT, lease.epoch):
             return
         raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; its result is dropped")
-    totalling.note_shard(connection, lease.shard_id, lease.kind)
+    if row[0] is not None:  # None: an earlier version claimed it
+        totalling.note_shard(connection, lease.kind, float(row[0]))
     close_job_if_ended(connection, lease.job_id)
 
 
@@ -493,5 +497,8 @@ def _end(connection: Connection, row: Row[Any], state: ShardState, status: str, 
 
 def _mark(connection: Connection, state: ShardState, error: str | None, *conditions: ColumnElement[bool]) -> bool:
     """End the shards that meet the conditions; False when there are none."""
-    ended = {"state": state, "error": error, "lease_until": None, "finished_at": func.now()}
-    return connection.execute(update(shards).where(*conditions).values(ended)).rowcount > 0
+    return connection.execute(update(shards).where(*conditions).values(_ended(state, error))).rowcount > 0
+
+
+def _ended(state: ShardState, error: str | None) -> dict[str, Any]:
+    return {"state": state, "error": error, "lease_until": None, "finished_at": func.now()}
