@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from ragllava.errors import NotFound, UsageError
 from ragllava.json_records import to_json
 from ragllava.records import Role
-from ragllava.stores.database import lock_name, record, records, same
+from ragllava.stores.database import lock_name, record, same
 from ragllava.stores.schema import model_versions, promotions
 
 
@@ -100,17 +100,6 @@ class VersionView:
             "created_at": self.created_at,
             "promoted_at": self.promoted_at,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Promotion:
-    """A version that became champion. `replaced` is what a rollback of it leads to; None: it is the first."""
-
-    role: Role
-    version: str
-    replaced: str | None
-    reason: str
-    promoted_at: datetime
 
 
 def ensure_champions(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> dict[Role, ModelVersion]:
@@ -275,22 +264,6 @@ def list_versions(connection: Connection, profile: str | None = None, role: Role
     if role is not None:
         query = query.where(model_versions.c.role == role.value)
     return [record(VersionView, row, version=_as_version(row)) for row in connection.execute(query)]
-
-
-def list_promotions(
-    connection: Connection, profile: str, role: Role | None = None, limit: int = 100
-) -> list[Promotion]:
-    """The promotions and rollbacks of a profile, the newest first."""
-    replaced = model_versions.alias("replaced")
-    query = (
-        select(promotions, model_versions.c.name.label("version"), replaced.c.name.label("replaced"))
-        .join(model_versions, model_versions.c.id == promotions.c.version_id)
-        .outerjoin(replaced, replaced.c.id == promotions.c.replaced_id)
-        .where(promotions.c.profile == profile)
-    )
-    if role is not None:
-        query = query.where(promotions.c.role == role.value)
-    return records(Promotion, connection.execute(query.order_by(promotions.c.id.desc()).limit(limit)))
 
 
 def find_version(connection: Connection, profile: str, name: str, role: Role | None = None) -> VersionView:
