@@ -1,11 +1,12 @@
-"""Which versions became champion, when and why: for people who look. stores/learning/registry.py writes it."""
+"""Which versions became champion, when and why: the registry writes it, people look at it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, insert, select
 
 from ragllava.records import Role
 from ragllava.stores.database import records
@@ -37,3 +38,9 @@ def list_promotions(
     if role is not None:
         query = query.where(promotions.c.role == role.value)
     return records(Promotion, connection.execute(query.order_by(promotions.c.id.desc()).limit(limit)))
+
+
+def write_promotion(connection: Connection, version: Row[Any], replaced_id: int | None, reason: str) -> None:
+    """The version of this row became champion; a rollback of it goes to `replaced_id`."""
+    values = {"role": version.role, "profile": version.profile, "version_id": version.id}
+    connection.execute(insert(promotions).values(**values, replaced_id=replaced_id, reason=reason))

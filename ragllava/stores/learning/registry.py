@@ -19,6 +19,7 @@ from ragllava.errors import NotFound, UsageError
 from ragllava.json_records import to_json
 from ragllava.records import Role
 from ragllava.stores.database import lock_name, record, same
+from ragllava.stores.learning.promotions import write_promotion
 from ragllava.stores.schema import model_versions, promotions
 
 
@@ -323,16 +324,8 @@ def _promote(connection: Connection, chosen: Row[Any], replaced_id: int | None, 
         .values(state="champion", promoted_at=func.now())
         .returning(model_versions)
     ).one()
-    _write_promotion(connection, row, replaced_id, reason)
+    write_promotion(connection, row, replaced_id, reason)
     return _as_version(row)
-
-
-def _write_promotion(connection: Connection, row: Row[Any], replaced_id: int | None, reason: str) -> None:
-    connection.execute(
-        insert(promotions).values(
-            role=row.role, profile=row.profile, version_id=row.id, replaced_id=replaced_id, reason=reason
-        )
-    )
 
 
 def _line_of_champions(connection: Connection, profile: str, role: Role) -> list[int]:
@@ -395,7 +388,7 @@ def _promote_bases(connection: Connection, profile: str, bases: Sequence[BaseVer
         .returning(model_versions)
     )
     for row in promoted.all():
-        _write_promotion(connection, row, None, "the base model of the first worker that started with it")
+        write_promotion(connection, row, None, "the base model of the first worker that started with it")
 
 
 def _is_one_of(bases: Sequence[BaseVersion]) -> ColumnElement[bool]:
