@@ -76,14 +76,17 @@ def open_case(connection: Connection, key: QuestionKey, reviewer: Reviewer, leas
 def save_review(connection: Connection, opinion: Opinion, reviewer: Reviewer) -> SavedReview:
     """Store an opinion and end the lease of its case; a repetition of the same `save_id` changes nothing.
 
-    Raises NotFound for a question that is no noisy case; Conflict where it has changed since it was shown, and where
-    somebody else has it open; InvalidInput where the label contradicts itself.
+    Raises NotFound for a question that is no noisy case; Conflict where it has changed since it was shown, where
+    somebody else has it open, and where the `save_id` belongs to another case; InvalidInput where the label contradicts
+    itself.
     """
     case = reviewing.lock_case(connection, opinion.key)
     if case is None:
         raise NotFound(f"question {opinion.question_no} of job {opinion.job_id} is no noisy case")
     earlier = reviewing.find_review(connection, case.archive_id, reviewer.name, opinion.save_id)
     if earlier is not None:
+        if earlier.key != opinion.key:
+            raise Conflict(f"nothing was saved: the save id {opinion.save_id!r} belongs to another case; use a new one")
         return SavedReview(case.state, earlier.version)
     _require_unchanged(connection, case, opinion, reviewer)
     label_id = _apply(connection, opinion)
