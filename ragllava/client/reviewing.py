@@ -88,7 +88,7 @@ class Reviewing(Namespace):
     def save(self, opinion: Opinion, tab: str) -> SavedReview:
         """Store an opinion; a repetition changes nothing.
 
-        Raises NotFound for a question that is no noisy case; Conflict where it has changed since it was shown, where
+        Raises NotFound for a question that is not a noisy case; Conflict where it has changed since it was shown, where
         somebody else has it open, and where the save id belongs to another case; InvalidInput where the label
         contradicts itself.
         """
