@@ -90,7 +90,8 @@ from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.jobs.result_pages import ResultFilter, ResultQuery
 from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
-from ragllava.stores.learning.registry import Promotion, VersionView
+from ragllava.stores.learning.promotions import Promotion
+from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter
 from ragllava.stores.learning.trainings import StepLoss, TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView

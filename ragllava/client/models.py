@@ -13,7 +13,8 @@ from ragllava.errors import UsageError
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.stores.learning import registry, trainings
-from ragllava.stores.learning.registry import ModelVersion, Promotion, VersionView
+from ragllava.stores.learning.promotions import Promotion, list_promotions
+from ragllava.stores.learning.registry import ModelVersion, VersionView
 from ragllava.stores.learning.trainings import StepLoss
 from ragllava.training.request import (
     TrainingPlan,
@@ -90,7 +91,7 @@ class Models(Namespace):
 
     def promotions(self, role: Role | None = None, limit: int = 100) -> Sequence[Promotion]:
         """Who became champion when, and why; the newest first."""
-        return self._do(registry.list_promotions, self._profile, role, limit)
+        return self._do(list_promotions, self._profile, role, limit)
 
     def threshold_curve(self, archive: str, version: str | None = None) -> ThresholdCurve:
         """What each threshold would do to the newest labelled questions of an archive that a reranker has answered.

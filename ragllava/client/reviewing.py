@@ -88,8 +88,9 @@ class Reviewing(Namespace):
     def save(self, opinion: Opinion, tab: str) -> SavedReview:
         """Store an opinion; a repetition changes nothing.
 
-        Raises NotFound for a question that is no noisy case; Conflict where it has changed since it was shown, and
-        where another reviewer holds it; InvalidInput where the label contradicts itself.
+        Raises NotFound for a question that is not a noisy case; Conflict where it has changed since it was shown, where
+        another reviewer holds it, and where the save id belongs to another case; InvalidInput where the label
+        contradicts itself.
         """
         return self._do(save_review, opinion, self._reviewer(tab))
 
@@ -104,10 +105,6 @@ class Reviewing(Namespace):
         """How far the reviews of an archive are, and how far reviewers agree. Raises UsageError."""
         return self._of_archive(archive, _progress, self._reviewer(tab))
 
-    @property
-    def _lease_s(self) -> float:
-        return self._connections.settings.review_lease_s
-
     def count_open(self, archive: str) -> int:
         """How many open cases an archive has. Raises UsageError."""
         return self._of_archive(archive, reviewing.count_open)
@@ -116,6 +113,10 @@ class Reviewing(Namespace):
     def name(self) -> str:
         """Who reviews."""
         return acting_owner() or this_user()
+
+    @property
+    def _lease_s(self) -> float:
+        return self._connections.settings.review_lease_s
 
     def _reviewer(self, tab: str) -> Reviewer:
         return Reviewer(self.name, tab)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,19 +14,19 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import Conflict, KeyReused, NotFound
 from ragllava.jobs import totalling
-from ragllava.jobs.dispatch import job_turns
+from ragllava.jobs.closing import close_job_if_ended
 from ragllava.jobs.kinds import KINDS, JobDetail, kind_of
+from ragllava.jobs.locking import lock_job
 from ragllava.jobs.queue import (
     ENDED_AT_ONCE,
     Lease,
     cancel_waiting_shards,
-    close_job_if_ended,
     end_waiting_shards,
     hand_back,
     insert_shards,
-    lock_job,
     unqueue,
 )
+from ragllava.jobs.standing import jobs_before
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
@@ -355,14 +354,8 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
     if last is not None and len(others) < len(numbers):
         insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
-    reopened: dict[str, Any] = {
-        "state": JobState.RUNNING,
-        "finished_at": None,
-        "result": None,
-        "counts": None,
-        "error": None,
-    }
-    reopened["counted"] = totalling.counted_so_far(job)
+    nothing = dict.fromkeys(("finished_at", "result", "counts", "error"))
+    reopened = nothing | {"state": JobState.RUNNING, "counted": totalling.counted_so_far(job)}
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(reopened))
     require_room(connection)
     return len(numbers)
@@ -486,42 +479,8 @@ def _select_jobs() -> Select[Any]:
 
 def _as_views(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobView]:
     has_waiting = any(row.state == JobState.RUNNING and row.started_at is None for row in rows)
-    before = _jobs_before(connection) if has_waiting else {}
+    before = jobs_before(connection) if has_waiting else {}
     return [_as_view(connection, row, before.get(row.job_id)) for row in rows]
-
-
-def _jobs_before(connection: Connection) -> dict[int, int]:
-    """For each job that has not started: how many jobs of its queue are served before it, in the order of dispatch.
-
-    These are the jobs of higher priority, and of equal priority those that have a shard in flight, and those whose turn
-    comes earlier: owners take turns, and the jobs of an owner (jobs/dispatch.py).
-    """
-    turns = job_turns()
-    columns = (turns, jobs.c.kind, jobs.c.priority, jobs.c.started_at)
-    rows = connection.execute(select(*columns).join(turns, turns.c.job_id == jobs.c.id)).all()
-    by_queue: dict[str, list[Row[Any]]] = defaultdict(list)
-    for row in rows:
-        by_queue[kind_of(row.kind).queue].append(row)
-
-    before: dict[int, int] = {}
-    for queue in by_queue.values():
-        keys = _turns_of(queue)
-        order = sorted(queue, key=lambda job: keys[job.job_id])
-        before |= {job.job_id: place for place, job in enumerate(order) if job.started_at is None}
-    return before
-
-
-def _turns_of(queue: Sequence[Row[Any]]) -> dict[int, tuple[Any, ...]]:
-    """By which the jobs of a queue come first: higher priority, a shard in flight already, the turn of the owner, that
-    of its job. Of an owner with n shards in flight, the first waiting job has the turn n + 1, the second n + 2, …"""
-    keys: dict[int, tuple[Any, ...]] = {}
-    waiting: Counter[tuple[str, int]] = Counter()
-    for job in sorted(queue, key=lambda job: (job.in_flight, job.waiting_since, job.job_id)):
-        is_served = job.started_at is not None and job.in_flight > 0
-        waiting[job.owner, job.priority] += not is_served
-        turn = 0 if is_served else job.of_owner + waiting[job.owner, job.priority]
-        keys[job.job_id] = (-job.priority, not is_served, turn, job.in_flight, job.waiting_since, job.job_id)
-    return keys
 
 
 def _as_view(connection: Connection, row: Row[Any], jobs_before: int | None) -> JobView:

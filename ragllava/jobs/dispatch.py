@@ -31,8 +31,9 @@ from sqlalchemy import (
     update,
 )
 
-from ragllava.jobs.kinds import kind_of, kinds_beside
-from ragllava.jobs.queue import is_known_kind, is_urgent, is_waiting, lock_shard, settle, unqueue
+from ragllava.jobs.kinds import is_known_kind, kind_of, kinds_beside
+from ragllava.jobs.locking import lock_shard
+from ragllava.jobs.queue import is_urgent, is_waiting, settle, unqueue
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.settings import Settings

@@ -10,8 +10,8 @@ import time
 
 from sqlalchemy import Connection, Engine, select
 
-from ragllava.jobs import control, queue
-from ragllava.jobs.kinds import kind_of
+from ragllava.jobs import closing, control, queue
+from ragllava.jobs.kinds import is_known_kind, kind_of
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction, read_at_once
@@ -44,7 +44,7 @@ def end_job(engine: Engine, job_id: int, most_s: float = 60.0) -> bool:
     while in_transaction(engine, _end_some, job_id):
         if time.monotonic() > until:
             return False
-    return queue.close_ended_job(engine, job_id)
+    return closing.close_ended_job(engine, job_id)
 
 
 def pass_on(engine: Engine, shard_id: int, worker: str, settings: Settings) -> bool:
@@ -66,7 +66,7 @@ def end_refused(engine: Engine, job_id: int, kind: str, reason: str) -> None:
     status = kind_of(kind).refused
     while in_transaction(engine, queue.end_waiting_shards, job_id, status, reason):
         pass
-    queue.close_ended_job(engine, job_id)
+    closing.close_ended_job(engine, job_id)
 
 
 def _end_some(connection: Connection, job_id: int) -> bool:
@@ -78,5 +78,5 @@ def _ending_jobs(connection: Connection) -> list[int]:
     """Cancelled jobs that have not ended, and jobs without an open shard, oldest first."""
     open_shard = select(shards.c.id).where(shards.c.job_id == jobs.c.id, shards.c.state.in_(OPEN_SHARD_STATES)).limit(1)
     is_ending = (jobs.c.state == JobState.CANCELLING) | open_shard.scalar_subquery().is_(None)
-    query = select(jobs.c.id).where(jobs.c.finished_at.is_(None), queue.is_known_kind(), is_ending)
+    query = select(jobs.c.id).where(jobs.c.finished_at.is_(None), is_known_kind(), is_ending)
     return list(connection.scalars(query.order_by(jobs.c.id)))

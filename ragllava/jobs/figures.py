@@ -124,9 +124,17 @@ _OPEN = """
 _WAITING = f"({_OPEN}) open WHERE open.state <> 'running' AND job_state <> 'paused'"
 
 
-def _durations(measure: str) -> str:
-    return f"SELECT kind, result, sum(number) FROM totals WHERE measure = '{measure}' GROUP BY kind, result"  # noqa: S608
+def _sums(measure: str, condition: str = "true") -> str:
+    """The totals of a measure by kind of job and result."""
+    return f"""
+        SELECT kind, result, sum(number) FROM totals WHERE measure = '{measure}' AND {condition} GROUP BY kind, result
+    """  # noqa: S608 - our own words
 
+
+_IS_OF_GATE = """(
+    (kind = 'train' AND result IN ('promoted', 'challenger', 'refused'))
+    OR (kind = 'reindex' AND result IN ('switched', 'kept', 'refused'))
+)"""
 
 METRICS: tuple[Metric, ...] = (
     Metric(
@@ -141,27 +149,21 @@ METRICS: tuple[Metric, ...] = (
         type="counter",
         labels=("kind", "result"),
         meaning="Jobs that ended. A job that is retried ends again.",
-        statement="SELECT kind, result, sum(number) FROM totals WHERE measure = 'jobs' GROUP BY kind, result",
+        statement=_sums(totals.JOBS),
     ),
     Metric(
         name="ragllava_questions_total",
         type="counter",
         labels=("stage", "result"),
         meaning="Questions by outcome, counted when their job ends. The stage is `answer`.",
-        statement="""
-            SELECT kind, result, sum(number) FROM totals WHERE measure = 'inputs' AND kind = 'answer'
-            GROUP BY kind, result
-        """,
+        statement=_sums(totals.INPUTS, "kind = 'answer'"),
     ),
     Metric(
         name="ragllava_inputs_total",
         type="counter",
         labels=("kind", "result"),
         meaning="Inputs of the other kinds of job (files, trainings, images, ...) by outcome, counted when it ends.",
-        statement="""
-            SELECT kind, result, sum(number) FROM totals WHERE measure = 'inputs' AND kind <> 'answer'
-            GROUP BY kind, result
-        """,
+        statement=_sums(totals.INPUTS, "kind <> 'answer'"),
     ),
     Metric(
         name="ragllava_inputs_done_total",
@@ -187,26 +189,21 @@ METRICS: tuple[Metric, ...] = (
         type="histogram",
         labels=("kind",),
         meaning="From the submission of a job to the start of its first shard; counted when the job ends.",
-        statement=_durations(totals.WAIT_SECONDS),
+        statement=_sums(totals.WAIT_SECONDS),
     ),
     Metric(
         name="ragllava_stage_seconds",
         type="histogram",
         labels=("stage",),
         meaning="How long a worker worked on a shard that it finished. The stage is the kind of job.",
-        statement=_durations(totals.SHARD_SECONDS),
+        statement=_sums(totals.SHARD_SECONDS),
     ),
     Metric(
         name="ragllava_gate_total",
         type="counter",
         labels=("kind", "result"),
         meaning="Decisions of the gates of trainings and of reindexings.",
-        statement="""
-            SELECT kind, result, sum(number) FROM totals WHERE measure = 'inputs' AND (
-                (kind = 'train' AND result IN ('promoted', 'challenger', 'refused'))
-                OR (kind = 'reindex' AND result IN ('switched', 'kept', 'refused'))
-            ) GROUP BY kind, result
-        """,
+        statement=_sums(totals.INPUTS, _IS_OF_GATE),
     ),
     Metric(
         name="ragllava_queue_depth",

@@ -13,7 +13,7 @@ from enum import StrEnum
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, func
+from sqlalchemy import ColumnElement, Connection, func
 
 from ragllava.errors import UsageError
 from ragllava.records import (
@@ -31,7 +31,7 @@ from ragllava.stores.jobs import refreshes
 from ragllava.stores.jobs.outcomes import InputTable, JobInputs, QuestionInputs
 from ragllava.stores.learning import trainings
 from ragllava.stores.maintenance import tasks
-from ragllava.stores.schema import files, maintenance_tasks, reindexed, requests
+from ragllava.stores.schema import files, jobs, maintenance_tasks, reindexed, requests
 from ragllava.stores.schema import trainings as trainings_table
 
 
@@ -190,6 +190,11 @@ def kind_of(name: str) -> Kind:
     if name not in KINDS:
         raise UsageError(f"this version has no jobs of the kind {name!r}; run the version that made the job")
     return KINDS[name]
+
+
+def is_known_kind() -> ColumnElement[bool]:
+    """The condition that this version knows the kind of a job."""
+    return jobs.c.kind.in_(list(KINDS))
 
 
 def kinds_beside(name: str) -> list[str]:

@@ -16,26 +16,24 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Engine,
     FromClause,
     Row,
     and_,
     exists,
     func,
-    literal,
     select,
     update,
 )
 
 from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs import totalling
-from ragllava.jobs.kinds import KINDS, Kind, kind_of, kinds_beside
+from ragllava.jobs.closing import close_job_if_ended
+from ragllava.jobs.kinds import kind_of, kinds_beside
+from ragllava.jobs.locking import lock_job, lock_shard
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
-from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
+from ragllava.jobs.states import JobState, ShardState
 from ragllava.records import Priority
-from ragllava.stores.database import equals_any, in_transaction, lock_rows, read_at_once, record, seconds
-from ragllava.stores.jobs import job_ends
-from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, Reconciliation, reconcile
+from ragllava.stores.database import equals_any, lock_rows, record, seconds
 from ragllava.stores.jobs.workers import has_refused
 from ragllava.stores.schema import jobs, shards, workers
 
@@ -188,12 +186,16 @@ def finish(connection: Connection, lease: Lease) -> None:
     Raises LeaseLost when the lease is not ours any more.
     """
     lock_job(connection, lease.job_id)
-    if not _mark(connection, ShardState.DONE, None, *_mine(lease)):
+    worked_s = func.extract("epoch", func.now() - shards.c.claimed_at)
+    done = update(shards).where(*_mine(lease)).values(_ended(ShardState.DONE, None))
+    row = connection.execute(done.returning(worked_s)).one_or_none()
+    if row is None:
         shard = connection.execute(select(shards.c.state, shards.c.epoch).where(shards.c.id == lease.shard_id)).one()
         if shard == (ShardState.SPLIT, lease.epoch):
             return
         raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; its result is dropped")
-    totalling.note_shard(connection, lease.shard_id, lease.kind)
+    if row[0] is not None:  # None: an earlier version claimed it
+        totalling.note_shard(connection, lease.kind, float(row[0]))
     close_job_if_ended(connection, lease.job_id)
 
 
@@ -316,99 +318,6 @@ def insert_shards(
         connection.execute(shards.insert(), [common | {"lo": lo, "hi": hi} for lo, hi in bounds])
 
 
-def lock_job(connection: Connection, job_id: int, *, skip_locked: bool = False) -> Row[Any] | None:
-    """Lock a job's row until the end of the transaction; None for an unknown job, and for a locked one to be skipped.
-
-    Whoever writes the rows of a job and of its shards locks the job first. The lock does not block rows that refer to
-    the job, such as its new shards: so the order of locks is the same for all, and nobody waits in a circle.
-    """
-    job: Row[Any] | None = connection.execute(
-        select(jobs).where(jobs.c.id == job_id).with_for_update(key_share=True, skip_locked=skip_locked)
-    ).one_or_none()
-    return job
-
-
-def lock_shard(
-    connection: Connection, job_id: int, *conditions: ColumnElement[bool], skip_locked: bool = False
-) -> Row[Any] | None:
-    """Lock an open job, then the one of its shards that meets the conditions; None when there is none.
-
-    With `skip_locked`, None as well when another transaction has locked one of the two.
-    """
-    job = lock_job(connection, job_id, skip_locked=skip_locked)
-    if job is None or job.finished_at is not None:
-        return None
-    row: Row[Any] | None = connection.execute(
-        select(shards, literal(job.kind).label("kind"), literal(job.state).label("job_state"))
-        .where(shards.c.job_id == job_id, *conditions)
-        .with_for_update(of=shards, skip_locked=skip_locked)
-    ).one_or_none()
-    return row
-
-
-def is_known_kind() -> ColumnElement[bool]:
-    """The condition that this version knows the kind of a job."""
-    return jobs.c.kind.in_(list(KINDS))
-
-
-def close_job_if_ended(connection: Connection, job_id: int) -> None:
-    """Set the job's final state when no shard is open. The job's row is locked, so the last two cannot both miss it.
-
-    A job of more than COUNTED_AT_ONCE inputs takes too long to count here; the next tick closes it (jobs/ending.py).
-    """
-    job = lock_job(connection, job_id)
-    if (
-        job is not None
-        and job.finished_at is None
-        and job.total <= COUNTED_AT_ONCE
-        and not _is_open(connection, job_id)
-    ):
-        kind = kind_of(job.kind)
-        _close(connection, job, kind, reconcile(connection, kind.inputs, job_id))
-
-
-def close_ended_job(engine: Engine, job_id: int) -> bool:
-    """Close a job of any size that has no open shard; returns whether it was closed.
-
-    Nothing is locked while it is counted: without an open shard no outcome can change.
-    """
-    job = in_transaction(engine, _ended_job, job_id)
-    if job is None:
-        return False
-    kind = kind_of(job.kind)
-    counted = read_at_once(engine, reconcile, kind.inputs, job_id)
-
-    def close(connection: Connection) -> bool:
-        job = lock_job(connection, job_id)
-        if job is None or job.finished_at is not None or _is_open(connection, job_id):
-            return False
-        _close(connection, job, kind, counted)
-        return True
-
-    return in_transaction(engine, close)
-
-
-def _ended_job(connection: Connection, job_id: int) -> Row[Any] | None:
-    job: Row[Any] | None = connection.execute(
-        select(jobs).where(jobs.c.id == job_id, jobs.c.finished_at.is_(None))
-    ).one_or_none()
-    return None if job is None or _is_open(connection, job_id) else job
-
-
-def _is_open(connection: Connection, job_id: int) -> bool:
-    open_shard = select(shards.c.id).where(shards.c.job_id == job_id, shards.c.state.in_(OPEN_SHARD_STATES))
-    return connection.scalar(open_shard.limit(1)) is not None
-
-
-def _close(connection: Connection, job: Row[Any], kind: Kind, counted: Reconciliation) -> None:
-    """A job is `completed` only if every input has an outcome and at least one is good."""
-    state, error = _final_state(JobState(job.state), kind, counted)
-    ended = {"state": state, "error": func.coalesce(jobs.c.error, error), "finished_at": func.now()}
-    connection.execute(update(jobs).where(jobs.c.id == job.id).values(ended | {"counts": counted.by_status}))
-    totalling.note_job(connection, job, state, counted)
-    job_ends.notify(connection, job.id)
-
-
 def cancel_waiting_shards(connection: Connection, job_id: int) -> bool:
     """`end_waiting_shards` for a job that its user cancelled."""
     return end_waiting_shards(connection, job_id, "cancelled", _BY_USER)
@@ -456,17 +365,6 @@ def _adjoining(rows: Sequence[Row[Any]]) -> Iterator[tuple[int, int, int, str]]:
         yield last
 
 
-def _final_state(state: JobState, kind: Kind, counted: Reconciliation) -> tuple[JobState, str | None]:
-    bad = sum(number for status, number in counted.by_status.items() if status in kind.bad)
-    if counted.problem is not None:
-        return JobState.FAILED, counted.problem
-    if state == JobState.CANCELLING:
-        return JobState.CANCELLED, None
-    if counted.total and bad == counted.total:
-        return JobState.FAILED, "no input succeeded"
-    return (JobState.COMPLETED_WITH_ERRORS if bad else JobState.COMPLETED), None
-
-
 def _lost(lease: Lease) -> LeaseLost:
     return LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
 
@@ -493,5 +391,8 @@ def _end(connection: Connection, row: Row[Any], state: ShardState, status: str, 
 
 def _mark(connection: Connection, state: ShardState, error: str | None, *conditions: ColumnElement[bool]) -> bool:
     """End the shards that meet the conditions; False when there are none."""
-    ended = {"state": state, "error": error, "lease_until": None, "finished_at": func.now()}
-    return connection.execute(update(shards).where(*conditions).values(ended)).rowcount > 0
+    return connection.execute(update(shards).where(*conditions).values(_ended(state, error))).rowcount > 0
+
+
+def _ended(state: ShardState, error: str | None) -> dict[str, Any]:
+    return {"state": state, "error": error, "lease_until": None, "finished_at": func.now()}

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import DeviceLost, JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.jobs import control, dispatch, ending, queue
 from ragllava.jobs.kinds import kind_of
+from ragllava.jobs.locking import lock_job
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.retry import Limits
 from ragllava.settings import Settings
@@ -82,7 +83,7 @@ class ShardContext(Generic[R]):
         """As `commit`, for work that writes the job's own row, which everybody locks before the shard's."""
 
         def fenced(connection: Connection) -> T:
-            queue.lock_job(connection, self.lease.job_id)
+            lock_job(connection, self.lease.job_id)
             queue.fence(connection, self.lease, self.settings.lease_s)
             return work(connection, *args, **kwargs)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row
 
 from ragllava.jobs.states import JobState
 from ragllava.stores.jobs.outcomes import Reconciliation
 from ragllava.stores.maintenance import totals
-from ragllava.stores.schema import shards
 
 MISSING = "missing"  # the outcome of an input that has none although its job has ended
 
@@ -31,12 +30,9 @@ def note_job(connection: Connection, job: Row[Any], state: JobState, counted: Re
     totals.add(connection, additions)
 
 
-def note_shard(connection: Connection, shard_id: int, kind: str) -> None:
-    """A shard is done: how long its last worker had it."""
-    duration = func.extract("epoch", func.now() - shards.c.claimed_at)
-    duration_s = connection.scalar(select(duration).where(shards.c.id == shard_id))
-    if duration_s is not None:
-        totals.add(connection, totals.observed(totals.SHARD_SECONDS, kind, float(duration_s)))
+def note_shard(connection: Connection, kind: str, worked_s: float) -> None:
+    """A shard is done, `worked_s` seconds after its last worker claimed it."""
+    totals.add(connection, totals.observed(totals.SHARD_SECONDS, kind, worked_s))
 
 
 def counted_so_far(job: Row[Any]) -> dict[str, int]:

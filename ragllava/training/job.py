@@ -130,7 +130,7 @@ def learn(course: Course, snapshot: Snapshot) -> TrainingReport:
 
 
 def _store_curve(course: Course, report: TrainingReport) -> None:
-    """The whole curve, also of steps that were trained elsewhere or whose losses were not stored."""
+    """Store the thinned curve, also of steps that were trained elsewhere or whose losses were not stored."""
     every = [
         StepLoss(record.step, record.loss, record.learning_rate)
         for record in report.steps

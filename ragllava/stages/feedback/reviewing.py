@@ -65,25 +65,28 @@ def next_cases(
 
 
 def open_case(connection: Connection, key: QuestionKey, reviewer: Reviewer, lease_s: float) -> NoisyView:
-    """Lease one case, if nobody else has it open, and look it up. Raises NotFound where the question is no case."""
+    """Lease one case, if nobody else has it open, and look it up. Raises NotFound where the question is not a case."""
     reviewing.take(connection, key, reviewer, lease_s)
     views = noisy.load_cases(connection, [key])
     if not views:
-        raise NotFound(f"question {key[1]} of job {key[0]} is no noisy case")
+        raise _no_case(key)
     return views[0]
 
 
 def save_review(connection: Connection, opinion: Opinion, reviewer: Reviewer) -> SavedReview:
     """Store an opinion and end the lease of its case; a repetition of the same `save_id` changes nothing.
 
-    Raises NotFound for a question that is no noisy case; Conflict where it has changed since it was shown, and where
-    another reviewer holds it; InvalidInput where the label contradicts itself.
+    Raises NotFound for a question that is not a noisy case; Conflict where it has changed since it was shown, where
+    another reviewer holds it, and where the `save_id` belongs to another case; InvalidInput where the label contradicts
+    itself.
     """
     case = reviewing.lock_case(connection, opinion.key)
     if case is None:
-        raise NotFound(f"question {opinion.question_no} of job {opinion.job_id} is no noisy case")
+        raise _no_case(opinion.key)
     earlier = reviewing.find_review(connection, case.archive_id, reviewer.name, opinion.save_id)
     if earlier is not None:
+        if earlier.key != opinion.key:
+            raise Conflict(f"nothing was saved: the save id {opinion.save_id!r} belongs to another case; use a new one")
         return SavedReview(case.state, earlier.version)
     _require_unchanged(connection, case, opinion, reviewer)
     label_id = _apply(connection, opinion)
@@ -127,6 +130,10 @@ def undo_review(
         raise Conflict(f"your last review cannot be undone: its case was changed{by} since; review the case again")
     reviewing.restore(connection, review, case.version)
     return open_case(connection, review.key, reviewer, lease_s)
+
+
+def _no_case(key: QuestionKey) -> NotFound:
+    return NotFound(f"question {key[1]} of job {key[0]} is not a noisy case")
 
 
 def _require_unchanged(connection: Connection, case: LockedCase, opinion: Opinion, reviewer: Reviewer) -> None:

@@ -18,7 +18,8 @@ from sqlalchemy.dialects.postgresql import insert
 from ragllava.errors import NotFound, UsageError
 from ragllava.json_records import to_json
 from ragllava.records import Role
-from ragllava.stores.database import lock_name, record, records, same
+from ragllava.stores.database import lock_name, record, same
+from ragllava.stores.learning.promotions import write_promotion
 from ragllava.stores.schema import model_versions, promotions
 
 
@@ -100,17 +101,6 @@ class VersionView:
             "created_at": self.created_at,
             "promoted_at": self.promoted_at,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Promotion:
-    """A version that became champion. `replaced` is what a rollback of it leads to; None: it is the first."""
-
-    role: Role
-    version: str
-    replaced: str | None
-    reason: str
-    promoted_at: datetime
 
 
 def ensure_champions(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> dict[Role, ModelVersion]:
@@ -277,22 +267,6 @@ def list_versions(connection: Connection, profile: str | None = None, role: Role
     return [record(VersionView, row, version=_as_version(row)) for row in connection.execute(query)]
 
 
-def list_promotions(
-    connection: Connection, profile: str, role: Role | None = None, limit: int = 100
-) -> list[Promotion]:
-    """The promotions and rollbacks of a profile, the newest first."""
-    replaced = model_versions.alias("replaced")
-    query = (
-        select(promotions, model_versions.c.name.label("version"), replaced.c.name.label("replaced"))
-        .join(model_versions, model_versions.c.id == promotions.c.version_id)
-        .outerjoin(replaced, replaced.c.id == promotions.c.replaced_id)
-        .where(promotions.c.profile == profile)
-    )
-    if role is not None:
-        query = query.where(promotions.c.role == role.value)
-    return records(Promotion, connection.execute(query.order_by(promotions.c.id.desc()).limit(limit)))
-
-
 def find_version(connection: Connection, profile: str, name: str, role: Role | None = None) -> VersionView:
     """The version of this name, or the only version whose name starts so. Raises UsageError for none or several."""
     matches = _matching(list_versions(connection, profile, role), name)
@@ -350,16 +324,8 @@ def _promote(connection: Connection, chosen: Row[Any], replaced_id: int | None, 
         .values(state="champion", promoted_at=func.now())
         .returning(model_versions)
     ).one()
-    _write_promotion(connection, row, replaced_id, reason)
+    write_promotion(connection, row, replaced_id, reason)
     return _as_version(row)
-
-
-def _write_promotion(connection: Connection, row: Row[Any], replaced_id: int | None, reason: str) -> None:
-    connection.execute(
-        insert(promotions).values(
-            role=row.role, profile=row.profile, version_id=row.id, replaced_id=replaced_id, reason=reason
-        )
-    )
 
 
 def _line_of_champions(connection: Connection, profile: str, role: Role) -> list[int]:
@@ -422,7 +388,7 @@ def _promote_bases(connection: Connection, profile: str, bases: Sequence[BaseVer
         .returning(model_versions)
     )
     for row in promoted.all():
-        _write_promotion(connection, row, None, "the base model of the first worker that started with it")
+        write_promotion(connection, row, None, "the base model of the first worker that started with it")
 
 
 def _is_one_of(bases: Sequence[BaseVersion]) -> ColumnElement[bool]:

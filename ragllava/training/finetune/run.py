@@ -95,13 +95,13 @@ def train(
 ) -> TrainingReport:
     """Train an adapter on the examples and leave it in `config.result/adapter`, beside report, curves and manifest.
 
-    `mllm` must have no adapter, and has none afterwards. `on_checkpoint` is called with the folder of each
-    whole checkpoint, by one process of all; `on_loss` with the loss of each step, and `on_step` after each step, and
-    what that raises ends the training. When it
-    is ShardInterrupted, a checkpoint is written first, so that no step is lost. A training that has its result already
-    is not repeated. Examples that the model cannot learn from are left out, and the report tells how many; before the
-    first step, `on_step` is called with zeros from time to time. Raises UsageError or SettingsError when it cannot be
-    done as said, and where it diverges; ScoreRejected when an example does not fit after all.
+    `mllm` must have no adapter, and has none afterwards. `on_checkpoint` is called with the folder of each whole
+    checkpoint, by one process of all. `on_loss` is called with the loss of each step, and `on_step` after each step.
+    What `on_step` raises ends the training. When it is ShardInterrupted, a checkpoint is written first, so that no step
+    is lost. A training that has its result already is not repeated. Examples that the model cannot learn from are left
+    out, and the report tells how many; before the first step, `on_step` is called with zeros from time to time. Raises
+    UsageError or SettingsError when it cannot be done as said, and where it diverges; ScoreRejected when an example
+    does not fit after all.
     """
     _check_examples(config, examples)
     make_batch = BatchMaker(mllm, open_picture, with_captions=config.settings.values.with_captions)

@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, event, select, text, update
 
-from ragllava.jobs import control, dispatch, ending, queue
+from ragllava.jobs import closing, control, dispatch, ending, queue
+from ragllava.jobs.locking import lock_job
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import JobState
 from ragllava.settings import Settings
@@ -73,7 +74,7 @@ def test_a_claim_that_waits_for_a_pause_has_locked_nothing(desk: Desk, wait_for_
     [shard_id] = desk.dispatch()
     with ThreadPoolExecutor(1) as threads:
         with desk.engine.begin() as connection:
-            queue.lock_job(connection, job_id)
+            lock_job(connection, job_id)
             claimed = threads.submit(desk.claim, shard_id)
             wait_for_waiter()
             control.pause(connection, job_id)
@@ -83,7 +84,7 @@ def test_a_claim_that_waits_for_a_pause_has_locked_nothing(desk: Desk, wait_for_
 def test_shards_are_added_to_a_job_whose_row_is_locked(desk: Desk) -> None:
     job_id = desk.questions_job(2, per_shard=2)
     with desk.engine.begin() as locking:
-        queue.lock_job(locking, job_id)
+        lock_job(locking, job_id)
         with desk.engine.begin() as connection:
             connection.execute(text("SET LOCAL lock_timeout = 500"))
             queue.insert_shards(connection, job_id, 1, [(0, 1)])
@@ -97,7 +98,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a job of 20 inputs were large."""
     monkeypatch.setattr(queue, "ENDED_AT_ONCE", 4)
     monkeypatch.setattr(control, "ENDED_AT_ONCE", 4)
-    monkeypatch.setattr(queue, "COUNTED_AT_ONCE", 4)
+    monkeypatch.setattr(closing, "COUNTED_AT_ONCE", 4)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -111,7 +112,7 @@ def test_a_large_job_is_cancelled_in_parts_while_its_row_is_free(desk: Desk) -> 
         assert queue.cancel_waiting_shards(connection, job_id)
         with desk.engine.begin() as elsewhere:
             elsewhere.execute(text("SET LOCAL lock_timeout = 500"))
-            assert queue.lock_job(elsewhere, job_id) is not None
+            assert lock_job(elsewhere, job_id) is not None
     assert desk.job(job_id).progress.by_status == {"answered": 2, "cancelled": 4}
     assert not ending.end_job(desk.engine, job_id)  # a shard is running
     with desk.engine.begin() as connection:
@@ -195,7 +196,7 @@ def test_a_shard_that_cannot_be_reaped_stops_neither_the_others_nor_dispatch(
 
 
 def test_a_job_that_cannot_be_ended_does_not_hold_up_the_others(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "COUNTED_AT_ONCE", 0)
+    monkeypatch.setattr(closing, "COUNTED_AT_ONCE", 0)
     first, second = desk.questions_job(1, per_shard=1), desk.questions_job(1, per_shard=1)
     desk.drain()
     with desk.engine.begin() as connection:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Connection, Engine, make_url, text
 
-from ragllava.jobs import control, queue
+from ragllava.jobs import closing, control
 from ragllava.jobs.kinds import KINDS
 from ragllava.records import FileOutcome, FileStatus, JobKind, ReindexStatus
 from ragllava.settings import Settings
@@ -191,7 +191,7 @@ STATEMENTS: dict[str, tuple[Work, int]] = {
     "gaps of an archive": (lambda c: reindex_items.gaps(c, NEW_ARCHIVE, NEW_ARCHIVE), WHOLE),
     "missing vectors": (lambda c: vectors.missing_embeddings(c, NEW_ARCHIVE, range(SIZE, SIZE + SHARD)), FEW),
     "removed vectors": (lambda c: vectors.remove_embeddings(c, NEW_ARCHIVE, range(SIZE, SIZE + SHARD)), FEW),
-    "the end of a job": (lambda c: queue.close_job_if_ended(c, LARGE), WHOLE),
+    "the end of a job": (lambda c: closing.close_job_if_ended(c, LARGE), WHOLE),
 }
 
 

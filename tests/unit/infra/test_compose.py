@@ -6,6 +6,7 @@ import fnmatch
 import re
 import shlex
 import socket
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,29 @@ def test_no_secret_is_written_down() -> None:
         command_line = " ".join(map(str, service.get("command", [])))
         assert "${" not in command_line, f"{name}: every account of the host can read a command line"
     assert "requirepass ${REDIS_PASSWORD:?" in COMPOSE["configs"]["redis"]["content"]
+
+
+def test_an_env_file_of_before_still_starts_all_profiles_but_metrics() -> None:
+    required = set(re.findall(r"(?<!\$)\$\{([A-Z0-9_]+):\?", TEXT))
+    assert "GRAFANA_PASSWORD" not in required
+    assert COMPOSE["configs"]["grafana-password"]["content"] == "password=${GRAFANA_PASSWORD:-}\n"
+
+
+@pytest.mark.parametrize(
+    ("password", "starts"), [("", False), ("admin", False), ("CHANGE-ME", False), ("a-b_c9=$", True)]
+)
+def test_grafana_never_starts_with_a_default_password(password: str, starts: bool, tmp_path: Path) -> None:
+    grafana = SERVICES["grafana"]
+    shell, option, script = grafana["entrypoint"]
+    [target] = [config["target"] for config in grafana["configs"] if config["source"] == "grafana-password"]
+    assert target in script
+    (tmp_path / "password").write_text(f"password={password}\n")
+    (tmp_path / "run.sh").write_text('#!/bin/sh\nprintf %s "$GF_SECURITY_ADMIN_PASSWORD"\n')
+    (tmp_path / "run.sh").chmod(0o755)
+    here = script.replace("$$", "$").replace(target, f"{tmp_path}/password").replace("/run.sh", f"{tmp_path}/run.sh")
+    run = subprocess.run([shell, option, here], capture_output=True, text=True, check=False)
+    assert (run.returncode == 0, run.stdout) == (starts, password if starts else "")
+    assert starts or "GRAFANA_PASSWORD" in run.stderr
 
 
 def test_the_example_names_every_variable_and_no_other() -> None:

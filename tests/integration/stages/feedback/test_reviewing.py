@@ -183,6 +183,15 @@ def test_nothing_is_overwritten(review: Review, client: Client) -> None:
     assert (row.label.verdict, row.label.reviewer) == (Verdict.RIGHT, "ann")
 
 
+def test_a_save_id_of_another_case_saves_nothing(review: Review, client: Client) -> None:
+    with by("ann"):
+        first, second = client.reviewing.next("harbour", "1", limit=2)
+        client.reviewing.save(says(first, "a"), "1")
+        with pytest.raises(Conflict, match="nothing was saved: the save id 'a' belongs to another case"):
+            client.reviewing.save(says(second, "a"), "1")
+    assert len(rows(engine_of(review), "reviews")) == 1
+
+
 def test_feedback_from_elsewhere_is_noticed(review: Review, client: Client) -> None:
     with by("ann"):
         [case] = client.reviewing.next("harbour", "1")

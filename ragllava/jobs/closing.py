@@ -1,0 +1,85 @@
+"""The end of a job: its outcomes are counted, its final state is set, and the metrics and webhooks are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, func, select, update
+
+from ragllava.jobs import totalling
+from ragllava.jobs.kinds import Kind, kind_of
+from ragllava.jobs.locking import lock_job
+from ragllava.jobs.states import OPEN_SHARD_STATES, JobState
+from ragllava.stores.database import in_transaction, read_at_once
+from ragllava.stores.jobs import job_ends
+from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, Reconciliation, reconcile
+from ragllava.stores.schema import jobs, shards
+
+
+def close_job_if_ended(connection: Connection, job_id: int) -> None:
+    """Set the job's final state when no shard is open. The job's row is locked, so the last two cannot both miss it.
+
+    A job of more than COUNTED_AT_ONCE inputs takes too long to count here; the next tick closes it (jobs/ending.py).
+    """
+    job = lock_job(connection, job_id)
+    if (
+        job is not None
+        and job.finished_at is None
+        and job.total <= COUNTED_AT_ONCE
+        and not _is_open(connection, job_id)
+    ):
+        kind = kind_of(job.kind)
+        _close(connection, job, kind, reconcile(connection, kind.inputs, job_id))
+
+
+def close_ended_job(engine: Engine, job_id: int) -> bool:
+    """Close a job of any size that has no open shard; returns whether it was closed.
+
+    Nothing is locked while it is counted: without an open shard no outcome can change.
+    """
+    job = in_transaction(engine, _ended_job, job_id)
+    if job is None:
+        return False
+    kind = kind_of(job.kind)
+    counted = read_at_once(engine, reconcile, kind.inputs, job_id)
+
+    def close(connection: Connection) -> bool:
+        job = lock_job(connection, job_id)
+        if job is None or job.finished_at is not None or _is_open(connection, job_id):
+            return False
+        _close(connection, job, kind, counted)
+        return True
+
+    return in_transaction(engine, close)
+
+
+def _ended_job(connection: Connection, job_id: int) -> Row[Any] | None:
+    job: Row[Any] | None = connection.execute(
+        select(jobs).where(jobs.c.id == job_id, jobs.c.finished_at.is_(None))
+    ).one_or_none()
+    return None if job is None or _is_open(connection, job_id) else job
+
+
+def _is_open(connection: Connection, job_id: int) -> bool:
+    open_shard = select(shards.c.id).where(shards.c.job_id == job_id, shards.c.state.in_(OPEN_SHARD_STATES))
+    return connection.scalar(open_shard.limit(1)) is not None
+
+
+def _close(connection: Connection, job: Row[Any], kind: Kind, counted: Reconciliation) -> None:
+    """A job is `completed` only if every input has an outcome and at least one is good."""
+    state, error = _final_state(JobState(job.state), kind, counted)
+    ended = {"state": state, "error": func.coalesce(jobs.c.error, error), "finished_at": func.now()}
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(ended | {"counts": counted.by_status}))
+    totalling.note_job(connection, job, state, counted)
+    job_ends.notify(connection, job.id)
+
+
+def _final_state(state: JobState, kind: Kind, counted: Reconciliation) -> tuple[JobState, str | None]:
+    bad = sum(number for status, number in counted.by_status.items() if status in kind.bad)
+    if counted.problem is not None:
+        return JobState.FAILED, counted.problem
+    if state == JobState.CANCELLING:
+        return JobState.CANCELLED, None
+    if counted.total and bad == counted.total:
+        return JobState.FAILED, "no input succeeded"
+    return (JobState.COMPLETED_WITH_ERRORS if bad else JobState.COMPLETED), None
