@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.jobs import Count, Jobs
 from ragllava.client.pictures import Pictures
 from ragllava.client.reporting import report_figures, report_rows, report_title, summarise
+from ragllava.client.sources import Source, folder_of, read_source
 from ragllava.errors import AnswerTimeout, LineError, UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
@@ -33,7 +33,6 @@ from ragllava.stages.answer.question_files import (
     WITHOUT_TEXT,
     QuestionFile,
     StorePicture,
-    read_questions,
 )
 from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stages.answer.submit import (
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from ragllava.stages.answer.changes import OnProgress, RefreshPlan
 
 
-ROWS = "rows.jsonl"  # what a job of rows has as the name of its file
 _RESULT_FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 Picture = str | Path | bytes  # an address (stages/answer/asked_pictures.py), a file of this machine, its bytes
@@ -107,7 +105,7 @@ class Questions(Namespace):
 
     def submit(  # noqa: PLR0913 - each is an option of `ragllava submit`
         self,
-        source: str | Path | bytes | Iterable[str | Mapping[str, Any]],
+        source: Source,
         archive: str,
         options: AnswerOptions | None = None,
         *,
@@ -129,7 +127,7 @@ class Questions(Namespace):
         an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
         """
         how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
-        with self._asked_pictures(archive, _folder_of(source)).storing() as store_picture:
+        with self._asked_pictures(archive, folder_of(source)).storing() as store_picture:
             file = self._file(source, store_picture)
         with admitted(len(file.lines)):
             return self._queue(submit_questions, file, how)
@@ -146,7 +144,7 @@ class Questions(Namespace):
 
         Raises InvalidInput when the whole file cannot be read, UsageError as `submit`.
         """
-        file = self._file(source, self._asked_pictures(archive, _folder_of(source)).check)
+        file = self._file(source, self._asked_pictures(archive, folder_of(source)).check)
         _, _, checked = self._do(check_questions, file, Submission(archive, _with_filter(options, where)))
         pace = self._of_archive(archive, paces)
         return Checked(len(checked.lines), checked.valid, checked.errors, checked.notes, Estimate.of(checked, pace))
@@ -206,13 +204,11 @@ class Questions(Namespace):
             picture = read_picture_file(picture)
         return pictures.store_bytes(picture) if isinstance(picture, bytes) else pictures.store(picture)
 
-    def _file(
-        self, questions: str | Path | bytes | Iterable[str | Mapping[str, Any]], store_picture: StorePicture
-    ) -> QuestionFile:
+    def _file(self, source: Source, store_picture: StorePicture) -> QuestionFile:
         """What was sent; callers of the HTTP API gave its name and no folder."""
-        file = _read(questions, store_picture)
-        if self._connections.for_tenants and isinstance(questions, str | Path):
-            return replace(file, name=Path(questions).name)
+        file = read_source(source, store_picture)
+        if self._connections.for_tenants and isinstance(source, str | Path):
+            return replace(file, name=Path(source).name)
         return file
 
     def _asked_pictures(self, archive: str, folder: Path | None) -> AskedPictures:
@@ -377,24 +373,6 @@ def _refresh(connection: Connection, settings: Settings, job_id: int, count: Cou
     if is_new and count is not None:  # which questions have changed, the workers find out
         count(connection, answered_lines(control.view(connection, job_id)))
     return refresh_id, is_new
-
-
-def _folder_of(questions: object) -> Path:
-    """Within which paths of pictures are meant: that of the file, else the current folder."""
-    return Path(questions).parent if isinstance(questions, str | Path) else Path()
-
-
-def _read(
-    questions: str | Path | bytes | Iterable[str | Mapping[str, Any]], store_picture: StorePicture
-) -> QuestionFile:
-    """A file by its name, the content of one, or rows as the lines of one."""
-    if isinstance(questions, bytes):
-        return read_questions(questions, name="standard input", store_picture=store_picture)
-    if isinstance(questions, str | Path):
-        return read_questions(Path(questions), name=str(questions), store_picture=store_picture)
-    rows = ({"question": row} if isinstance(row, str) else dict(row) for row in questions)
-    lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    return read_questions(lines.encode(errors="surrogatepass"), name=ROWS, store_picture=store_picture)
 
 
 def _with_filter(options: AnswerOptions | None, where: Where) -> AnswerOptions:
