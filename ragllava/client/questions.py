@@ -27,7 +27,7 @@ from ragllava.jobs import control
 from ragllava.jobs.control import ASKED, WITH_PICTURES
 from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
 from ragllava.settings import Settings
-from ragllava.stages.answer.asked_pictures import AskedPictures, read_picture_file
+from ragllava.stages.answer.asked_pictures import AskedPictures, CountBytes, read_picture_file
 from ragllava.stages.answer.question_files import (
     MAX_QUESTION_CHARACTERS,
     WITHOUT_TEXT,
@@ -115,19 +115,21 @@ class Questions(Namespace):
         name: str | None = None,
         priority: Priority = Priority.NORMAL,
         admitted: Callable[[int], AbstractContextManager[None]] = lambda lines: nullcontext(),
+        count_bytes: CountBytes | None = None,
     ) -> Submitted:
         """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), the content of one, or rows.
 
         The same key with the same questions makes one job.
 
         A row is a question, or a record with the keys of a line of a file. The job is made inside
-        `admitted(lines)`. `name` is what the lists of jobs call it.
+        `admitted(lines)`; `count_bytes` is called before each picture is stored. `name` is what the lists of jobs call
+        it.
         `where` is a filter beside that of the options: an object, a condition as text, or several of these texts
         (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
         an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
         """
         how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
-        with self._asked_pictures(archive, folder_of(source)).storing() as store_picture:
+        with self._asked_pictures(archive, folder_of(source), count_bytes).storing() as store_picture:
             file = self._file(source, store_picture)
         with admitted(len(file.lines)):
             return self._queue(submit_questions, file, how)
@@ -184,22 +186,23 @@ class Questions(Namespace):
         *,
         where: Where = None,
         picture: Picture | None = None,
+        count_bytes: CountBytes | None = None,
     ) -> int:
-        """Ask one question as `ask` does, and return its job without waiting for it."""
+        """Ask one question as `ask` does, and return its job without waiting for it; `count_bytes` as in `submit`."""
         text = question.strip() or ("" if picture is None else WITHOUT_TEXT)
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
-        sha256 = None if picture is None else self.store_picture(picture, archive)
+        sha256 = None if picture is None else self.store_picture(picture, archive, count_bytes)
         file = QuestionFile(ASKED, [Question(0, 1, "ask", text, picture=sha256)])
         how = Submission(archive, _with_filter(options, where), priority=Priority.URGENT)
         return self._queue(submit_questions, file, how).job_id
 
-    def store_picture(self, picture: Picture, archive: str) -> str:
+    def store_picture(self, picture: Picture, archive: str, count_bytes: CountBytes | None = None) -> str:
         """Put a picture that a question to this archive will be asked with into the store; returns its sha256 (hex).
 
         `gc` removes what no question refers to. Raises UsageError for one that is not there, or too large.
         """
-        pictures = self._asked_pictures(archive, None)
+        pictures = self._asked_pictures(archive, None, count_bytes)
         if isinstance(picture, Path):
             picture = read_picture_file(picture)
         return pictures.store_bytes(picture) if isinstance(picture, bytes) else pictures.store(picture)
@@ -211,7 +214,9 @@ class Questions(Namespace):
             return replace(file, name=Path(source).name)
         return file
 
-    def _asked_pictures(self, archive: str, folder: Path | None) -> AskedPictures:
+    def _asked_pictures(
+        self, archive: str, folder: Path | None, count_bytes: CountBytes | None = None
+    ) -> AskedPictures:
         """Where questions may have their pictures from; callers of the HTTP API read no files of the server."""
         connections = self._connections
         return AskedPictures(
@@ -221,6 +226,7 @@ class Questions(Namespace):
             RemotePictures.of(connections.settings),
             upload=lambda file_id: self._do(get_upload, file_id),
             folder=None if connections.for_tenants else folder,
+            count_bytes=count_bytes,
         )
 
     def results(self, job_id: int, *, with_metadata: bool = False) -> Iterator[ResultRow]:

@@ -51,6 +51,7 @@ _MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
 _FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 
 FindUpload = Callable[[str], Upload]
+CountBytes = Callable[[int], None]  # before bytes are stored; raises QuotaExceeded for too many
 
 
 @dataclass
@@ -58,7 +59,8 @@ class AskedPictures:
     """Where the questions to one archive may have their pictures from.
 
     `upload` finds a file by its id and raises NotFound; None: files have no ids here. `folder` is that of the question
-    file, within which paths lead to pictures; None: no path does.
+    file, within which paths lead to pictures; None: no path does. `count_bytes` is called once for each content that is
+    to be stored; None: the caller has no quota.
     """
 
     engine: Engine
@@ -67,13 +69,15 @@ class AskedPictures:
     remote: RemotePictures
     upload: FindUpload | None = None
     folder: Path | None = None
+    count_bytes: CountBytes | None = None
+    _stored: set[str] = field(default_factory=set, init=False)
     _fetched: int = field(default=0, init=False)
     _fetching_s: float = field(default=0.0, init=False)
 
     def store(self, address: str) -> str:
         """The sha256 (hex) of the picture at an address; its bytes are in the object store afterwards.
 
-        Raises UsageError for what is not there, too large, or not to be read from here.
+        Raises UsageError for what is not there, too large, or not to be read from here, QuotaExceeded.
         """
         return self.store_bytes(self._read(address))
 
@@ -84,14 +88,15 @@ class AskedPictures:
     def store_bytes(self, data: bytes) -> str:
         """As `store`, for the bytes of a picture."""
         sha256 = _checked(data)
-        self._put(sha256, data)
+        if self._is_new(sha256, data):
+            self._put(sha256, data)
         return sha256
 
     @contextmanager
     def storing(self) -> Iterator[StorePicture]:
         """`store` for the pictures of a file: threads put them meanwhile, and all are there when the block has ended.
 
-        Raises ServiceUnavailable, at the latest then.
+        Raises QuotaExceeded, and ServiceUnavailable, at the latest then.
         """
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="asked pictures") as threads:
             running: deque[Future[None]] = deque()
@@ -99,14 +104,24 @@ class AskedPictures:
             def store(address: str) -> str:
                 data = self._read(address)
                 sha256 = _checked(data)
-                if len(running) == _HELD:  # so few are in memory
-                    running.popleft().result()
-                running.append(threads.submit(copy_context().run, self._put, sha256, data))
+                if self._is_new(sha256, data):
+                    if len(running) == _HELD:  # so few are in memory
+                        running.popleft().result()
+                    running.append(threads.submit(copy_context().run, self._put, sha256, data))
                 return sha256
 
             yield store
             for put in running:
                 put.result()
+
+    def _is_new(self, sha256: str, data: bytes) -> bool:
+        """Whether no earlier line has this picture; then it is counted. Raises QuotaExceeded."""
+        if sha256 in self._stored:
+            return False
+        if self.count_bytes is not None:
+            self.count_bytes(len(data))
+        self._stored.add(sha256)
+        return True
 
     def _put(self, sha256: str, data: bytes) -> None:
         if in_transaction(self.engine, blobs.announce_blobs, [NewBlob(sha256, len(data), _MEDIA_TYPE)]):
