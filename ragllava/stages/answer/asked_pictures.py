@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from sqlalchemy import Connection, Engine, func, literal, select
+from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ObjectMissing, SettingsError, UsageError
 from ragllava.stages.answer.question_files import StorePicture
@@ -36,10 +36,9 @@ from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stores.access.uploads import Upload
 from ragllava.stores.archives import archive, blobs
 from ragllava.stores.archives.blobs import NewBlob
-from ragllava.stores.buckets.bindings import BindingRole
+from ragllava.stores.buckets import bindings
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore, content_key
-from ragllava.stores.schema import bindings
 
 MAX_PICTURE_BYTES = 20 * 2**20
 MAX_REMOTE = 100  # pictures of other hosts in one question file: they are fetched one after the other
@@ -152,10 +151,9 @@ class AskedPictures:
             self._fetching_s += time.monotonic() - began
 
     def _read_bound(self, address: str) -> bytes:
-        bucket, _, key = address.removeprefix(address[:5]).partition("/")
+        bucket, _, key = address[len("s3://") :].partition("/")
         key = unquote(key)
-        has_dots = {".", ".."} & set(key.split("/"))  # which a store may resolve to another bucket
-        if has_dots or not in_transaction(self.engine, _is_bound, self.archive, bucket, key):
+        if bindings.has_dots(key) or not in_transaction(self.engine, _is_bound, self.archive, bucket, key):
             raise UsageError(f"{address[:200]} is below no prefix that is bound to the archive {self.archive}")
         try:
             return self.objects.read_external(bucket, key, MAX_PICTURE_BYTES).data
@@ -222,10 +220,4 @@ def _too_large(size_bytes: int) -> UsageError:
 def _is_bound(connection: Connection, archive_name: str, bucket: str, key: str) -> bool:
     """Whether an object is below a prefix from which the archive has its pictures."""
     archive_id = archive.get_archive(connection, archive_name).archive_id
-    below = (
-        bindings.c.archive_id == archive_id,
-        bindings.c.role == BindingRole.PICTURES,
-        bindings.c.bucket == bucket,
-        func.starts_with(literal(key), bindings.c.prefix),
-    )
-    return connection.scalar(select(bindings.c.id).where(*below).limit(1)) is not None
+    return bindings.covers(connection, bucket, key, pictures_of=archive_id)

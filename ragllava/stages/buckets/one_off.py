@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-from sqlalchemy import Connection, func, literal, select
+from sqlalchemy import Connection
 
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.records import SourceFile
@@ -18,9 +18,8 @@ from ragllava.stages.ingest.sidecars import is_sidecar
 from ragllava.stages.ingest.sources import describe_listed
 from ragllava.stages.ingest.uris import MAX_URI
 from ragllava.stores.archives import archive
-from ragllava.stores.buckets.bindings import BindingRole
+from ragllava.stores.buckets import bindings
 from ragllava.stores.objects import ObjectInfo, ObjectStore
-from ragllava.stores.schema import bindings
 
 MAX_OBJECTS = 100_000  # a caller waits for the list; of more, a binding is made
 
@@ -55,14 +54,8 @@ def list_prefix(objects: ObjectStore, address: str, listing: Listing) -> list[So
 def is_bound(connection: Connection, archive_name: str, address: str) -> bool:
     """Whether what lies below the address is within a part of a bucket from which the archive has its pictures."""
     bucket, prefix = read_address(address)
-    within = (
-        bindings.c.archive_id == archive.get_archive(connection, archive_name).archive_id,
-        bindings.c.role == BindingRole.PICTURES,
-        bindings.c.bucket == bucket,
-        func.starts_with(literal(prefix), bindings.c.prefix),
-    )
-    is_plain = not {".", ".."} & set(prefix.split("/"))
-    return is_plain and connection.scalar(select(bindings.c.id).where(*within).limit(1)) is not None
+    archive_id = archive.get_archive(connection, archive_name).archive_id
+    return not bindings.has_dots(prefix) and bindings.covers(connection, bucket, prefix, pictures_of=archive_id)
 
 
 def _listed(objects: ObjectStore, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
