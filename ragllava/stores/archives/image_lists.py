@@ -22,18 +22,16 @@ from ragllava.stores.database import equals_any, record, records
 from ragllava.stores.schema import images
 
 _NAME = 'left(i.source, 200) COLLATE "C"'  # by which lists are ordered; longer names by id
-
-
 _COVERS = 4
 
-# The covers are the first by uri: an index has that order.
+# The covers are the first by uri, and the counts are looked up for each archive: indexes have these orders.
 _CARDS = text("""
     SELECT a.id AS archive_id, a.name, a.created_at, a.active_index_id, coalesce(counted.images, 0) AS images,
            covers.first
     FROM archives a
-    LEFT JOIN (
-        SELECT archive_id, sum(images)::bigint AS images FROM word_counts WHERE word = :word GROUP BY archive_id
-    ) counted ON counted.archive_id = a.id
+    LEFT JOIN LATERAL (
+        SELECT sum(images)::bigint AS images FROM word_counts WHERE archive_id = a.id AND word = :word
+    ) counted ON true
     LEFT JOIN LATERAL (
         SELECT array_agg(id) AS first FROM (
             SELECT id FROM images i WHERE i.archive_id = a.id AND NOT retired ORDER BY i.uri LIMIT :covers
@@ -66,11 +64,6 @@ class ListOptions:
     state: ImageState = ImageState.USED
     filter: Filter | None = None
     order: ImageOrder = ImageOrder.ID
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all images in use are listed."""
-        return self.state is ImageState.USED and not self.filter
 
 
 @dataclass(frozen=True, slots=True)
