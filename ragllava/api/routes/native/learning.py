@@ -221,7 +221,8 @@ def promote_version(call: Call[NoQuery, Promotion]) -> VersionObject:
 )
 def judge_version(call: Call[NoQuery, Judgement]) -> QueuedJob:
     """Evaluate a version that the gate refused once more, on the labels of now, in a job."""
-    return QueuedJob(job=call.client.models.judge(text_in_path(call, "version"), call.body.role))
+    with call.client.access.admitted(call.principal):
+        return QueuedJob(job=call.client.models.judge(text_in_path(call, "version"), call.body.role))
 
 
 def _request(call: Call[NoQuery, NewTraining]) -> TrainingRequest:
