@@ -129,7 +129,7 @@ class AskedPictures:
     def _read(self, address: str) -> bytes:
         scheme = address.partition(":")[0].lower() if ":" in address[:10] else ""
         if scheme == "data":
-            return read_data(address)
+            return _decoded(address)
         if scheme == "s3":
             return self._read_bound(address)
         if scheme in ("http", "https"):
@@ -171,7 +171,7 @@ class AskedPictures:
 
     def _read_file(self, address: str) -> bytes:
         if self.folder is None:
-            raise UsageError(f"{address[:80]!r} is no address of a picture: use data:, the id of a file, or s3://")
+            raise UsageError(f"{address[:80]!r} is not the address of a picture: use data:, the id of a file, or s3://")
         folder = self.folder.resolve()
         path = (folder / address).resolve()
         if not path.is_relative_to(folder):
@@ -200,7 +200,7 @@ def read_picture_file(path: Path) -> bytes:
         raise UsageError(f"{path} cannot be read: {error}") from None
 
 
-def read_data(address: str) -> bytes:
+def _decoded(address: str) -> bytes:
     """The bytes of a data: address. Raises UsageError."""
     head, comma, data = address.partition(",")
     if not comma or not head.lower().endswith(";base64"):
