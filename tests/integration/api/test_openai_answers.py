@@ -150,7 +150,7 @@ def test_pictures_of_questions_count_as_stored(front: Front) -> None:
     # Under any name of the column, in a line of OpenAI's format, and in a file.
     for row in ({"question": "What?", "Picture": address}, {"url": "/v1/chat/completions", "body": body}):
         assert front.call("POST", "/v1/jobs", key, json={"archive": "stamps", "questions": [row]})[0] == 429
-    fields = {"archive": "stamps", "file": ("q.jsonl", json.dumps(rows["questions"][0]))}
+    fields: dict[str, Any] = {"archive": "stamps", "file": ("q.jsonl", json.dumps(rows["questions"][0]))}
     sent = urllib3.request(
         "POST", f"{front.url}/v1/jobs/file", fields=fields, headers={"Authorization": f"Bearer {key}"}
     )
