@@ -468,6 +468,12 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def existing_home(self) -> Path:
+        """The folder `home`, or the nearest one above it that exists: it is on the same disk."""
+        home = self.home.absolute()
+        return next(path for path in (home, *home.parents) if path.exists())
+
+    @property
     def services_file(self) -> Path:
         """Addresses and passwords of the running embedded services (mode 0600)."""
         return self.home / "run" / "services.json"

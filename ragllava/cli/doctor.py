@@ -179,7 +179,7 @@ def _held_removals(settings: Settings) -> Iterator[Finding]:
 
 
 def _home(settings: Settings) -> Iterator[Finding]:
-    existing = next(path for path in (settings.home.absolute(), *settings.home.absolute().parents) if path.exists())
+    existing = settings.existing_home
     problem = f"{existing} cannot be written; set RAGLLAVA_HOME to a folder of yours"
     yield Finding("disk", "home", str(settings.home), None if os.access(existing, os.W_OK) else problem)
     free_bytes = shutil.disk_usage(existing).free

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ragllava.cli.options import as_time
-from ragllava.client.comparison import threshold_fit
+from ragllava.client.learning.comparison import threshold_fit
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:

@@ -16,18 +16,18 @@ from ragllava.client.access.access import Access
 from ragllava.client.access.batches import Batches, BatchRequest, BatchView
 from ragllava.client.access.files import Files
 from ragllava.client.archives import Archives, IngestJob
-from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
 from ragllava.client.health import Check, Health, Severity
 from ragllava.client.jobs import Jobs, is_success, pause_between_views, seconds_left
-from ragllava.client.learning import ChangedExample, ChangedExamples, ThresholdCurve
+from ragllava.client.learning.comparison import Comparison
+from ragllava.client.learning.models import Models
+from ragllava.client.learning.previews import ChangedExample, ChangedExamples, ThresholdCurve
+from ragllava.client.learning.reviewing import Reviewing, ReviewProgress
+from ragllava.client.learning.reviews import Reviews
 from ragllava.client.metrics import ALL_METRICS, Metrics
-from ragllava.client.models import Models
 from ragllava.client.pictures import Pictures
 from ragllava.client.questions import Checked, Estimate, Questions, SavedResults
 from ragllava.client.requests import Document, Requests
-from ragllava.client.reviewing import Reviewing, ReviewProgress
-from ragllava.client.reviews import Reviews
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
 from ragllava.client.webhooks import Webhooks

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.system import System
@@ -81,9 +80,7 @@ class Health(Namespace):
             yield Check(fault.title, severity, value, "It is tried again by itself; remove the cause.", "faults")
 
     def _disk(self) -> Check:
-        home = self._connections.settings.home.absolute()
-        existing = next(path for path in (home, *home.parents, Path("/")) if path.exists())
-        usage = shutil.disk_usage(existing)
+        usage = shutil.disk_usage(self._connections.settings.existing_home)
         value = f"{usage.free / 2**30:,.1f} of {usage.total / 2**30:,.1f} GiB free"
         if usage.free < _SMALLEST_FREE_BYTES:
             return Check("Disk", Severity.BAD, value, "Free some, or set RAGLLAVA_HOME to another disk.", "disk")

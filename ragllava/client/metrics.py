@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from ragllava.client.connections import Namespace
 from ragllava.errors import RagllavaError
@@ -52,7 +51,7 @@ class Metrics(Namespace):
         except RagllavaError:
             rows, up = (), 0.0
         taken_s = time.monotonic() - began
-        usage = shutil.disk_usage(self._existing_home())
+        usage = shutil.disk_usage(self._connections.settings.existing_home)
         return [
             _single(_UP, up),
             _single(_SCRAPE, taken_s),
@@ -67,10 +66,6 @@ class Metrics(Namespace):
         with acting(_SEES_ALL):
             read = partial(figures.read, settings=connections.settings)
             return read_quickly(connections.engine, _STATEMENT_S, read)
-
-    def _existing_home(self) -> Path:
-        home = self._connections.settings.home.absolute()
-        return next(path for path in (home, *home.parents, Path("/")) if path.exists())
 
 
 def _single(metric: Metric, number: float) -> Reading:

@@ -9,7 +9,7 @@ from ragllava.filters import parse_where
 from ragllava.stages.pictures.captions import edit_caption
 from ragllava.stages.pictures.duplicates import Duplicates, find_duplicates
 from ragllava.stages.pictures.thumbnails import thumbnail
-from ragllava.stores.archives import archive, filtering, image_lists, texts
+from ragllava.stores.archives import filtering, image_lists, texts
 from ragllava.stores.archives.archive import ListedImage
 from ragllava.stores.archives.image_lists import (
     ArchiveCard,
@@ -99,4 +99,4 @@ class Pictures(Namespace):
 
     def list(self, name: str, *, after: int = 0, limit: int = 100) -> list[ListedImage]:
         """The images of an archive by id, at most `limit` of those with an id above `after`. Raises UsageError."""
-        return self._of_archive(name, archive.list_images, after, limit)
+        return self.page(name, ListOptions(), ListKey(after), limit)

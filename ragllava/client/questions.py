@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.jobs import Count, Jobs
 from ragllava.client.pictures import Pictures
 from ragllava.client.reporting import report_figures, report_rows, report_title, summarise
+from ragllava.client.sources import Source, folder_of, read_source
 from ragllava.errors import AnswerTimeout, LineError, UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
@@ -27,13 +27,12 @@ from ragllava.jobs import control
 from ragllava.jobs.control import ASKED, WITH_PICTURES
 from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
 from ragllava.settings import Settings
-from ragllava.stages.answer.asked_pictures import AskedPictures, read_picture_file
+from ragllava.stages.answer.asked_pictures import AskedPictures, CountBytes, read_picture_file
 from ragllava.stages.answer.question_files import (
     MAX_QUESTION_CHARACTERS,
     WITHOUT_TEXT,
     QuestionFile,
     StorePicture,
-    read_questions,
 )
 from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stages.answer.submit import (
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from ragllava.stages.answer.changes import OnProgress, RefreshPlan
 
 
-ROWS = "rows.jsonl"  # what a job of rows has as the name of its file
 _RESULT_FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 Picture = str | Path | bytes  # an address (stages/answer/asked_pictures.py), a file of this machine, its bytes
@@ -107,7 +105,7 @@ class Questions(Namespace):
 
     def submit(  # noqa: PLR0913 - each is an option of `ragllava submit`
         self,
-        source: str | Path | bytes | Iterable[str | Mapping[str, Any]],
+        source: Source,
         archive: str,
         options: AnswerOptions | None = None,
         *,
@@ -117,19 +115,21 @@ class Questions(Namespace):
         name: str | None = None,
         priority: Priority = Priority.NORMAL,
         admitted: Callable[[int], AbstractContextManager[None]] = lambda lines: nullcontext(),
+        count_bytes: CountBytes | None = None,
     ) -> Submitted:
         """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), the content of one, or rows.
 
         The same key with the same questions makes one job.
 
         A row is a question, or a record with the keys of a line of a file. The job is made inside
-        `admitted(lines)`. `name` is what the lists of jobs call it.
+        `admitted(lines)`; `count_bytes` is called before each picture is stored. `name` is what the lists of jobs call
+        it.
         `where` is a filter beside that of the options: an object, a condition as text, or several of these texts
         (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
         an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
         """
         how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
-        with self._asked_pictures(archive, _folder_of(source)).storing() as store_picture:
+        with self._asked_pictures(archive, folder_of(source), count_bytes).storing() as store_picture:
             file = self._file(source, store_picture)
         with admitted(len(file.lines)):
             return self._queue(submit_questions, file, how)
@@ -146,7 +146,7 @@ class Questions(Namespace):
 
         Raises InvalidInput when the whole file cannot be read, UsageError as `submit`.
         """
-        file = self._file(source, self._asked_pictures(archive, _folder_of(source)).check)
+        file = self._file(source, self._asked_pictures(archive, folder_of(source)).check)
         _, _, checked = self._do(check_questions, file, Submission(archive, _with_filter(options, where)))
         pace = self._of_archive(archive, paces)
         return Checked(len(checked.lines), checked.valid, checked.errors, checked.notes, Estimate.of(checked, pace))
@@ -186,36 +186,37 @@ class Questions(Namespace):
         *,
         where: Where = None,
         picture: Picture | None = None,
+        count_bytes: CountBytes | None = None,
     ) -> int:
-        """Ask one question as `ask` does, and return its job without waiting for it."""
+        """Ask one question as `ask` does, and return its job without waiting for it; `count_bytes` as in `submit`."""
         text = question.strip() or ("" if picture is None else WITHOUT_TEXT)
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
-        sha256 = None if picture is None else self.store_picture(picture, archive)
+        sha256 = None if picture is None else self.store_picture(picture, archive, count_bytes)
         file = QuestionFile(ASKED, [Question(0, 1, "ask", text, picture=sha256)])
         how = Submission(archive, _with_filter(options, where), priority=Priority.URGENT)
         return self._queue(submit_questions, file, how).job_id
 
-    def store_picture(self, picture: Picture, archive: str) -> str:
+    def store_picture(self, picture: Picture, archive: str, count_bytes: CountBytes | None = None) -> str:
         """Put a picture that a question to this archive will be asked with into the store; returns its sha256 (hex).
 
         `gc` removes what no question refers to. Raises UsageError for one that is not there, or too large.
         """
-        pictures = self._asked_pictures(archive, None)
+        pictures = self._asked_pictures(archive, None, count_bytes)
         if isinstance(picture, Path):
             picture = read_picture_file(picture)
         return pictures.store_bytes(picture) if isinstance(picture, bytes) else pictures.store(picture)
 
-    def _file(
-        self, questions: str | Path | bytes | Iterable[str | Mapping[str, Any]], store_picture: StorePicture
-    ) -> QuestionFile:
+    def _file(self, source: Source, store_picture: StorePicture) -> QuestionFile:
         """What was sent; callers of the HTTP API gave its name and no folder."""
-        file = _read(questions, store_picture)
-        if self._connections.for_tenants and isinstance(questions, str | Path):
-            return replace(file, name=Path(questions).name)
+        file = read_source(source, store_picture)
+        if self._connections.for_tenants and isinstance(source, str | Path):
+            return replace(file, name=Path(source).name)
         return file
 
-    def _asked_pictures(self, archive: str, folder: Path | None) -> AskedPictures:
+    def _asked_pictures(
+        self, archive: str, folder: Path | None, count_bytes: CountBytes | None = None
+    ) -> AskedPictures:
         """Where questions may have their pictures from; callers of the HTTP API read no files of the server."""
         connections = self._connections
         return AskedPictures(
@@ -225,6 +226,7 @@ class Questions(Namespace):
             RemotePictures.of(connections.settings),
             upload=lambda file_id: self._do(get_upload, file_id),
             folder=None if connections.for_tenants else folder,
+            count_bytes=count_bytes,
         )
 
     def results(self, job_id: int, *, with_metadata: bool = False) -> Iterator[ResultRow]:
@@ -377,24 +379,6 @@ def _refresh(connection: Connection, settings: Settings, job_id: int, count: Cou
     if is_new and count is not None:  # which questions have changed, the workers find out
         count(connection, answered_lines(control.view(connection, job_id)))
     return refresh_id, is_new
-
-
-def _folder_of(questions: object) -> Path:
-    """Within which paths of pictures are meant: that of the file, else the current folder."""
-    return Path(questions).parent if isinstance(questions, str | Path) else Path()
-
-
-def _read(
-    questions: str | Path | bytes | Iterable[str | Mapping[str, Any]], store_picture: StorePicture
-) -> QuestionFile:
-    """A file by its name, the content of one, or rows as the lines of one."""
-    if isinstance(questions, bytes):
-        return read_questions(questions, name="standard input", store_picture=store_picture)
-    if isinstance(questions, str | Path):
-        return read_questions(Path(questions), name=str(questions), store_picture=store_picture)
-    rows = ({"question": row} if isinstance(row, str) else dict(row) for row in questions)
-    lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    return read_questions(lines.encode(errors="surrogatepass"), name=ROWS, store_picture=store_picture)
 
 
 def _with_filter(options: AnswerOptions | None, where: Where) -> AnswerOptions:

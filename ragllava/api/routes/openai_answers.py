@@ -113,10 +113,9 @@ def _begin(call: Call[NoQuery, Any], url: str) -> int:
     archive = call.archive(name)
     asked = asked_in(call.body.model_dump(), url)
     options = options_of(metadata)
-    if asked.picture is not None:
-        call.client.access.admit_bytes(call.principal, len(asked.picture))
+    count_bytes = call.client.access.count_bytes(call.principal)
     with call.client.access.admitted(call.principal, 1):
-        return call.client.questions.begin(asked.text, archive, options, picture=asked.picture)
+        return call.client.questions.begin(asked.text, archive, options, picture=asked.picture, count_bytes=count_bytes)
 
 
 def _named_events(events: list[dict[str, Any]]) -> Iterator[str]:

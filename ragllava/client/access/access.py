@@ -130,11 +130,30 @@ class Access(Namespace):
 
     def admit_bytes(self, principal: Principal, size_bytes: int) -> None:
         """Raises QuotaExceeded when a caller may not store so many bytes more."""
+        self.count_bytes(principal)(size_bytes)
+
+    def count_bytes(self, principal: Principal) -> Callable[[int], None]:
+        """A function that adds up bytes of a caller before they are stored; it raises QuotaExceeded for too many.
+
+        What the caller has stored already is read once, at the first call.
+        """
         most = self.limits_of(principal).stored_mib or 0
-        if most and self._do(usage.stored_bytes, principal.owner) + size_bytes > most * 2**20:
-            raise QuotaExceeded(
-                f"this caller may store {most:,} MiB; delete files and jobs with pictures, or let files expire", 3600.0
-            )
+        total: int | None = None
+
+        def count(size_bytes: int) -> None:
+            nonlocal total
+            if not most:
+                return
+            if total is None:
+                total = self._do(usage.stored_bytes, principal.owner)
+            total += size_bytes
+            if total > most * 2**20:
+                raise QuotaExceeded(
+                    f"this caller may store {most:,} MiB; delete files and jobs with pictures, or let files expire",
+                    3600.0,
+                )
+
+        return count
 
     def audit(self, entry: AuditEntry) -> None:
         """Note a call."""

@@ -58,7 +58,7 @@ def show_form(visit: Visit[AskQuery, NoBody]) -> Context:
 
 def _form(visit: Visit[Any, Any], **given: Any) -> dict[str, Any]:
     blank = {"archive": "", "question": "", "where": "", "threshold": None, "problem": None, "job": None, "row": None}
-    return blank | given | {"archives": [card.name for card in visit.client.pictures.cards()]}
+    return blank | given | {"archives": visit.client.archives.names()}
 
 
 @pages.post(
@@ -76,10 +76,16 @@ def ask(visit: Visit[NoQuery, QuestionForm]) -> Response | Shown:
     name = visit.archive(body.archive)
     question = body.question.replace("\x00", " ")
     options = AnswerOptions(threshold=body.threshold)
+    count_bytes = visit.client.access.count_bytes(visit.principal)
     try:
         with visit.client.access.admitted(visit.principal, 1):
             job_id = visit.client.questions.begin(
-                question, name, options, where=body.where.strip() or None, picture=_picture(visit)
+                question,
+                name,
+                options,
+                where=body.where.strip() or None,
+                picture=_picture(visit),
+                count_bytes=count_bytes,
             )
     except UsageError as error:
         kept = {"archive": name, "question": question, "where": body.where, "threshold": body.threshold}

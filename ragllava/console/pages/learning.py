@@ -20,7 +20,7 @@ from ragllava.client import (
     TrainingRequest,
     VersionView,
 )
-from ragllava.client.comparison import threshold_fit
+from ragllava.client.learning.comparison import threshold_fit
 from ragllava.console.charts import loss_chart, rate_chart, threshold_chart
 from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
 from ragllava.errors import NotFound

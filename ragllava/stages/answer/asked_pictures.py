@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from sqlalchemy import Connection, Engine, func, literal, select
+from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ObjectMissing, SettingsError, UsageError
 from ragllava.stages.answer.question_files import StorePicture
@@ -36,10 +36,9 @@ from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stores.access.uploads import Upload
 from ragllava.stores.archives import archive, blobs
 from ragllava.stores.archives.blobs import NewBlob
-from ragllava.stores.buckets.bindings import BindingRole
+from ragllava.stores.buckets import bindings
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore, content_key
-from ragllava.stores.schema import bindings
 
 MAX_PICTURE_BYTES = 20 * 2**20
 MAX_REMOTE = 100  # pictures of other hosts in one question file: they are fetched one after the other
@@ -51,6 +50,7 @@ _MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
 _FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 
 FindUpload = Callable[[str], Upload]
+CountBytes = Callable[[int], None]  # before bytes are stored; raises QuotaExceeded for too many
 
 
 @dataclass
@@ -58,7 +58,8 @@ class AskedPictures:
     """Where the questions to one archive may have their pictures from.
 
     `upload` finds a file by its id and raises NotFound; None: files have no ids here. `folder` is that of the question
-    file, within which paths lead to pictures; None: no path does.
+    file, within which paths lead to pictures; None: no path does. `count_bytes` is called once for each content that is
+    to be stored; None: the caller has no quota.
     """
 
     engine: Engine
@@ -67,13 +68,15 @@ class AskedPictures:
     remote: RemotePictures
     upload: FindUpload | None = None
     folder: Path | None = None
+    count_bytes: CountBytes | None = None
+    _stored: set[str] = field(default_factory=set, init=False)
     _fetched: int = field(default=0, init=False)
     _fetching_s: float = field(default=0.0, init=False)
 
     def store(self, address: str) -> str:
         """The sha256 (hex) of the picture at an address; its bytes are in the object store afterwards.
 
-        Raises UsageError for what is not there, too large, or not to be read from here.
+        Raises UsageError for what is not there, too large, or not to be read from here, QuotaExceeded.
         """
         return self.store_bytes(self._read(address))
 
@@ -84,14 +87,15 @@ class AskedPictures:
     def store_bytes(self, data: bytes) -> str:
         """As `store`, for the bytes of a picture."""
         sha256 = _checked(data)
-        self._put(sha256, data)
+        if self._is_new(sha256, data):
+            self._put(sha256, data)
         return sha256
 
     @contextmanager
     def storing(self) -> Iterator[StorePicture]:
         """`store` for the pictures of a file: threads put them meanwhile, and all are there when the block has ended.
 
-        Raises ServiceUnavailable, at the latest then.
+        Raises QuotaExceeded, and ServiceUnavailable, at the latest then.
         """
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="asked pictures") as threads:
             running: deque[Future[None]] = deque()
@@ -99,14 +103,24 @@ class AskedPictures:
             def store(address: str) -> str:
                 data = self._read(address)
                 sha256 = _checked(data)
-                if len(running) == _HELD:  # so few are in memory
-                    running.popleft().result()
-                running.append(threads.submit(copy_context().run, self._put, sha256, data))
+                if self._is_new(sha256, data):
+                    if len(running) == _HELD:  # so few are in memory
+                        running.popleft().result()
+                    running.append(threads.submit(copy_context().run, self._put, sha256, data))
                 return sha256
 
             yield store
             for put in running:
                 put.result()
+
+    def _is_new(self, sha256: str, data: bytes) -> bool:
+        """Whether no earlier line has this picture; then it is counted. Raises QuotaExceeded."""
+        if sha256 in self._stored:
+            return False
+        if self.count_bytes is not None:
+            self.count_bytes(len(data))
+        self._stored.add(sha256)
+        return True
 
     def _put(self, sha256: str, data: bytes) -> None:
         if in_transaction(self.engine, blobs.announce_blobs, [NewBlob(sha256, len(data), _MEDIA_TYPE)]):
@@ -115,7 +129,7 @@ class AskedPictures:
     def _read(self, address: str) -> bytes:
         scheme = address.partition(":")[0].lower() if ":" in address[:10] else ""
         if scheme == "data":
-            return read_data(address)
+            return _decoded(address)
         if scheme == "s3":
             return self._read_bound(address)
         if scheme in ("http", "https"):
@@ -137,10 +151,9 @@ class AskedPictures:
             self._fetching_s += time.monotonic() - began
 
     def _read_bound(self, address: str) -> bytes:
-        bucket, _, key = address.removeprefix(address[:5]).partition("/")
+        bucket, _, key = address[len("s3://") :].partition("/")
         key = unquote(key)
-        has_dots = {".", ".."} & set(key.split("/"))  # which a store may resolve to another bucket
-        if has_dots or not in_transaction(self.engine, _is_bound, self.archive, bucket, key):
+        if bindings.has_dots(key) or not in_transaction(self.engine, _is_bound, self.archive, bucket, key):
             raise UsageError(f"{address[:200]} is below no prefix that is bound to the archive {self.archive}")
         try:
             return self.objects.read_external(bucket, key, MAX_PICTURE_BYTES).data
@@ -158,7 +171,7 @@ class AskedPictures:
 
     def _read_file(self, address: str) -> bytes:
         if self.folder is None:
-            raise UsageError(f"{address[:80]!r} is no address of a picture: use data:, the id of a file, or s3://")
+            raise UsageError(f"{address[:80]!r} is not the address of a picture: use data:, the id of a file, or s3://")
         folder = self.folder.resolve()
         path = (folder / address).resolve()
         if not path.is_relative_to(folder):
@@ -187,7 +200,7 @@ def read_picture_file(path: Path) -> bytes:
         raise UsageError(f"{path} cannot be read: {error}") from None
 
 
-def read_data(address: str) -> bytes:
+def _decoded(address: str) -> bytes:
     """The bytes of a data: address. Raises UsageError."""
     head, comma, data = address.partition(",")
     if not comma or not head.lower().endswith(";base64"):
@@ -207,10 +220,4 @@ def _too_large(size_bytes: int) -> UsageError:
 def _is_bound(connection: Connection, archive_name: str, bucket: str, key: str) -> bool:
     """Whether an object is below a prefix from which the archive has its pictures."""
     archive_id = archive.get_archive(connection, archive_name).archive_id
-    below = (
-        bindings.c.archive_id == archive_id,
-        bindings.c.role == BindingRole.PICTURES,
-        bindings.c.bucket == bucket,
-        func.starts_with(literal(key), bindings.c.prefix),
-    )
-    return connection.scalar(select(bindings.c.id).where(*below).limit(1)) is not None
+    return bindings.covers(connection, bucket, key, pictures_of=archive_id)

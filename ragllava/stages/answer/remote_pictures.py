@@ -25,14 +25,15 @@ _WHOLE_S = 15.0
 _PIECE_BYTES = 64 * 2**10
 _MAX_URL = 2_000
 _PORT = 443
-# IPv6 networks whose addresses have an IPv4 address inside, which is where a packet goes in the end.
-_EMBEDDING = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
+# An address of this network has an IPv4 address in its last 32 bits, which is where a packet goes in the end. The other
+# such network, 64:ff9b:1::/48, has it elsewhere, and belongs to the inside of a network: it is refused as reserved.
+_EMBEDDING = ipaddress.ip_network("64:ff9b::/96")
 
 
 def resolve(host: str, port: int) -> list[str]:
     """The addresses of a name. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
 def is_public(address: str) -> bool:
@@ -42,7 +43,7 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        if any(ip in network for network in _EMBEDDING):
+        if ip in _EMBEDDING:
             return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)))
         embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if embedded is not None:
@@ -115,7 +116,7 @@ class RemotePictures:
         except OSError:
             raise UsageError(f"the host {host} of the picture is not known") from None
         if not addresses or not all(map(self.is_public, addresses)):
-            raise UsageError(f"the host {host} of the picture is no host of the internet; it is not asked")
+            raise UsageError(f"the host {host} of the picture has an address that is not public; it is not asked")
         return addresses[0]
 
 

@@ -163,9 +163,9 @@ def _finish(engine: Engine, objects: ObjectStore, batch: Batch) -> int:
     """Write the files of a batch whose job has ended, then end the batch in one transaction."""
     ended = _ended_as(batch)
     with tempfile.TemporaryDirectory() as folder:
-        lines, usage = _write_lines(engine, batch, Path(folder), _STOPPED[ended if ended in _STOPPED else "cancelled"])
+        lines, tokens = _write_lines(engine, batch, Path(folder), _STOPPED[ended if ended in _STOPPED else "cancelled"])
         files = {kind: _store(objects, batch, Path(folder), kind, count) for kind, count in lines.items() if count}
-    return int(in_transaction(engine, _end, batch, ended, files, lines, usage))
+    return int(in_transaction(engine, _end, batch, ended, files, lines, tokens))
 
 
 def _end(
@@ -174,13 +174,13 @@ def _end(
     ended: str,
     files: dict[str, NewUpload],
     lines: dict[str, int],
-    usage: dict[str, int] | None,
+    tokens: dict[str, int] | None,
 ) -> bool:
     counts = {"total": sum(lines.values()), "completed": lines[_OUTPUT], "failed": lines[_ERRORS]}
     ids = {kind: upload.file_id for kind, upload in files.items()}
     values: dict[str, Any] = {
         "counts": counts,
-        "usage": usage,
+        "usage": tokens,
         "output_file_id": ids.get(_OUTPUT),
         "error_file_id": ids.get(_ERRORS),
         "finalizing_at": batch.job_finished_at,

@@ -81,7 +81,7 @@ def require_submittable(connection: Connection, settings: Settings, bucket: str,
     address = f"s3://{bucket}/{key}"
     if bucket == settings.s3_bucket:
         raise UsageError(f"{address} is in RagLLaVA's own bucket, of which nothing is submitted")
-    if {".", ".."} & set(key.split("/")):  # which a store may resolve to another bucket
+    if bindings.has_dots(key):
         raise UsageError(f"{address} has a segment `.` or `..`")
     allowed = [prefix.strip() for prefix in settings.submit_prefixes.split(",") if prefix.strip()]
     if not address.startswith(tuple(allowed)) and not bindings.covers(connection, bucket, key):
@@ -99,7 +99,7 @@ def require_open_to_api(settings: Settings, address: str) -> None:
     bucket, prefix = read_address(address)
     allowed = [read_address(part.strip()) for part in settings.api_buckets.split(",") if part.strip()]
     is_open = any(bucket == its and prefix.startswith(folder) for its, folder in allowed)
-    if not is_open or {".", ".."} & set(prefix.split("/")):
+    if not is_open or bindings.has_dots(prefix):
         raise UsageError(f"{address} is not open to the HTTP API; whoever runs it opens it in RAGLLAVA_API_BUCKETS")
 
 

@@ -48,7 +48,8 @@ def _bound_address(connection: Connection, archive_id: int, image_id: int) -> st
     bound = {binding.binding_id: binding for binding in bindings.list_bindings(connection, archive_id)}
     if not bound:
         return None
-    for binding_id, key in bound_objects.objects_of_images(connection, archive_id, [image_id]).get(image_id, []):
+    if linked := bound_objects.objects_of_images(connection, archive_id, [image_id]).get(image_id):
+        binding_id, key = linked[0]
         return f"s3://{bound[binding_id].bucket}/{key}"
     # The objects of an ingest that has just ended are not linked to their images yet.
     uri = connection.scalar(select(images.c.uri).where(images.c.archive_id == archive_id, images.c.id == image_id))

@@ -20,6 +20,7 @@ from ragllava.records import FileFormat
 from ragllava.stages.results.finalize import RESULTS, kept_folder, result_lock
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
+from ragllava.whole_files import file_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def fetch_or_make(
 ) -> str | None:
     """Write the results of a job to `path`: what is kept of them, else what `make` writes, which is then kept.
 
-    Returns the tag of the file; None while the job has not ended.
+    Returns the tag of the file; None while the job has not ended, and while its results are written again.
     """
     kept = kept_file(job, format)
     if kept is None:
@@ -55,13 +56,17 @@ def fetch_or_make(
         objects.fetch(kept.key, path)
     except ObjectMissing:
         make(path)
-        _keep(engine, objects, job.job_id, path, format, kept)
-    return kept.tag
+        return kept.tag if _keep(engine, objects, job.job_id, path, format, kept) else None
+    # The JSON lines always have the same key, so they may be newer than the hash in `job`.
+    is_newer = format is FileFormat.JSONL and file_sha256(path) != kept.tag
+    return None if is_newer else kept.tag
 
 
-def _keep(engine: Engine, objects: ObjectStore, job_id: int, path: Path, format: FileFormat, kept: KeptFile) -> None:
-    """Unless the results were written again meanwhile, or are at this moment: the file is of those before."""
+def _keep(engine: Engine, objects: ObjectStore, job_id: int, path: Path, format: FileFormat, kept: KeptFile) -> bool:
+    """Whether the file was kept. It is not when the results were written again meanwhile, or are at this moment."""
     with result_lock(engine, job_id, wait=False) as is_held:
-        if is_held and kept_file(in_transaction(engine, control.view, job_id), format) == kept:
-            with path.open("rb") as stream:
-                objects.put_stream(kept.key, stream, path.stat().st_size)
+        if not is_held or kept_file(in_transaction(engine, control.view, job_id), format) != kept:
+            return False
+        with path.open("rb") as stream:
+            objects.put_stream(kept.key, stream, path.stat().st_size)
+        return True

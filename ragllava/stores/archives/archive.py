@@ -253,13 +253,6 @@ def load_images(
     return {row.id: StoredImage(*row) for row in rows}
 
 
-def list_images(connection: Connection, archive_id: int, after: int, limit: int) -> list[ListedImage]:
-    """The images of an archive that are not retired, by id, at most `limit` of those with an id above `after`."""
-    here = (images.c.archive_id == archive_id, ~images.c.retired, images.c.id > after)
-    columns = (images.c.id.label("image_id"), images)
-    return records(ListedImage, connection.execute(select(*columns).where(*here).order_by(images.c.id).limit(limit)))
-
-
 def load_metadata(connection: Connection, image_ids: Iterable[int]) -> dict[int, Metadata]:
     """The metadata of images by id, retired ones too; `{}` for an image that has none."""
     rows = connection.execute(select(images.c.id, images.c.metadata).where(equals_any(images.c.id, image_ids)))

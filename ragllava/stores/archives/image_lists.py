@@ -6,7 +6,7 @@ Every function works in the caller's transaction.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -22,18 +22,17 @@ from ragllava.stores.database import equals_any, record, records
 from ragllava.stores.schema import images
 
 _NAME = 'left(i.source, 200) COLLATE "C"'  # by which lists are ordered; longer names by id
-
-
+_OWN_COLUMNS = tuple(each.name for each in fields(ListedImage) if each.name != "image_id")
 _COVERS = 4
 
-# The covers are the first by uri: an index has that order.
+# The covers are the first by uri, and the counts are looked up for each archive: indexes have these orders.
 _CARDS = text("""
     SELECT a.id AS archive_id, a.name, a.created_at, a.active_index_id, coalesce(counted.images, 0) AS images,
            covers.first
     FROM archives a
-    LEFT JOIN (
-        SELECT archive_id, sum(images)::bigint AS images FROM word_counts WHERE word = :word GROUP BY archive_id
-    ) counted ON counted.archive_id = a.id
+    LEFT JOIN LATERAL (
+        SELECT sum(images)::bigint AS images FROM word_counts WHERE archive_id = a.id AND word = :word
+    ) counted ON true
     LEFT JOIN LATERAL (
         SELECT array_agg(id) AS first FROM (
             SELECT id FROM images i WHERE i.archive_id = a.id AND NOT retired ORDER BY i.uri LIMIT :covers
@@ -67,15 +66,10 @@ class ListOptions:
     filter: Filter | None = None
     order: ImageOrder = ImageOrder.ID
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether all images in use are listed."""
-        return self.state is ImageState.USED and not self.filter
-
 
 @dataclass(frozen=True, slots=True)
 class ListKey:
-    """The place of an image in a list; a list goes on after it. `name` is "" where the order is by id."""
+    """After which image a list goes on. `name` is "" where the order is by id."""
 
     image_id: int
     name: str = ""
@@ -110,11 +104,6 @@ class ArchiveCard:
     covers: tuple[int, ...]
 
 
-def key_of(image: ListedImage, order: ImageOrder) -> ListKey:
-    """The key of an image in a list of this order."""
-    return ListKey(image.image_id, image.source[:200] if order is ImageOrder.NAME else "")
-
-
 def list_page(
     connection: Connection, archive_id: int, options: ListOptions, after: ListKey | None, limit: int
 ) -> list[ListedImage]:
@@ -127,7 +116,7 @@ def list_page(
     # Which images these are is found first: only their rows are read in full.
     rows = connection.exec_driver_sql(
         f"""
-        SELECT i.id AS image_id, source, sha256, caption, width, height, media_type, created_at
+        SELECT i.id AS image_id, {", ".join(_OWN_COLUMNS)}
         FROM images i JOIN (
             SELECT i.id FROM images i WHERE {condition} ORDER BY {order} LIMIT %(limit)s
         ) page ON page.id = i.id ORDER BY {order}
@@ -167,7 +156,8 @@ def list_cards(connection: Connection) -> list[ArchiveCard]:
 def load_listed(connection: Connection, archive_id: int, image_ids: list[int]) -> dict[int, ListedImage]:
     """Images of an archive by id, retired ones left out."""
     of_archive = (images.c.archive_id == archive_id, ~images.c.retired, equals_any(images.c.id, image_ids))
-    rows = connection.execute(select(images.c.id.label("image_id"), images).where(*of_archive))
+    columns = [images.c.id.label("image_id"), *(images.c[name] for name in _OWN_COLUMNS)]
+    rows = connection.execute(select(*columns).where(*of_archive))
     return {image.image_id: image for image in records(ListedImage, rows)}
 
 

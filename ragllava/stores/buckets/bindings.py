@@ -106,10 +106,20 @@ def get_binding(connection: Connection, bucket: str, prefix: str) -> Binding:
     raise UsageError(f"s3://{bucket}/{prefix} is not bound{bound}")
 
 
-def covers(connection: Connection, bucket: str, key: str) -> bool:
-    """Whether a binding covers this object."""
-    below = (bindings.c.bucket == bucket, func.starts_with(literal(key), bindings.c.prefix))
+def covers(connection: Connection, bucket: str, key: str, *, pictures_of: int | None = None) -> bool:
+    """Whether a binding covers this object, or all objects below this prefix.
+
+    With `pictures_of`, only bindings count from which the archive of this id has its pictures.
+    """
+    below = [bindings.c.bucket == bucket, func.starts_with(literal(key), bindings.c.prefix)]
+    if pictures_of is not None:
+        below += [bindings.c.archive_id == pictures_of, bindings.c.role == BindingRole.PICTURES]
     return connection.scalar(select(bindings.c.id).where(*below).limit(1)) is not None
+
+
+def has_dots(key: str) -> bool:
+    """Whether a key or prefix has a segment `.` or `..`, which a store may resolve to another bucket."""
+    return bool({".", ".."} & set(key.split("/")))
 
 
 def list_bindings(connection: Connection, archive_id: int | None = None) -> list[Binding]:

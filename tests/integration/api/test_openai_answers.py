@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+import urllib3
 from openai import OpenAI
 from sqlalchemy import func, select
 
@@ -144,8 +145,23 @@ def test_pictures_of_questions_count_as_stored(front: Front) -> None:
     assert front.call("POST", "/v1/chat/completions", key, json=body)[0] == 200
     status, answer, _ = front.call("POST", "/v1/chat/completions", key, json=body)
     assert status == 429 and "1 MiB" in answer["error"]["message"]
-    rows = {"archive": "stamps", "questions": [{"question": "What?", "picture": address}]}
+    rows: dict[str, Any] = {"archive": "stamps", "questions": [{"question": "What?", "picture": address}]}
     assert front.call("POST", "/v1/jobs", key, json=rows)[0] == 429
+    # Under any name of the column, in a line of OpenAI's format, and in a file.
+    for row in ({"question": "What?", "Picture": address}, {"url": "/v1/chat/completions", "body": body}):
+        assert front.call("POST", "/v1/jobs", key, json={"archive": "stamps", "questions": [row]})[0] == 429
+    fields: dict[str, Any] = {"archive": "stamps", "file": ("q.jsonl", json.dumps(rows["questions"][0]))}
+    sent = urllib3.request(
+        "POST", f"{front.url}/v1/jobs/file", fields=fields, headers={"Authorization": f"Bearer {key}"}
+    )
+    assert sent.status == 429
+
+
+def test_a_picture_of_many_lines_counts_once(front: Front) -> None:
+    key = front.key("ask", ["stamps"], stored_mib=1)
+    address = f"data:image/png;base64,{base64.b64encode(bytes([7]) * 600_000).decode()}"
+    rows = [{"question": f"What {number}?", "picture": address} for number in range(3)]
+    assert front.call("POST", "/v1/jobs", key, json={"archive": "stamps", "questions": rows})[0] == 201
 
 
 def test_a_file_of_another_tenant_is_no_picture(sdk: OpenAI, front: Front) -> None:
@@ -166,8 +182,8 @@ def test_a_file_of_another_tenant_is_no_picture(sdk: OpenAI, front: Front) -> No
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "system", "content": "x"}]}, "no message of the role user"),
         ({"messages": [{"role": "user", "content": " "}]}, "empty"),
-        (picture("x"), "is no address of a picture"),
-        (picture("/etc/hostname"), "is no address of a picture"),
+        (picture("x"), "is not the address of a picture"),
+        (picture("/etc/hostname"), "is not the address of a picture"),
         (picture("https://example.org/a.png"), "RAGLLAVA_API_PICTURE_HOSTS"),
         (picture("http://169.254.169.254/"), "RAGLLAVA_API_PICTURE_HOSTS"),
         (picture("s3://bucket/key"), "no prefix that is bound"),

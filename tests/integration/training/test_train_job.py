@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Connection
 
 from ragllava.cli.main import cli
-from ragllava.client.learning import changed_examples
+from ragllava.client.learning.previews import changed_examples
 from ragllava.errors import LeaseLost, ServiceUnavailable, SettingsError, ShardInterrupted, UsageError
 from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext

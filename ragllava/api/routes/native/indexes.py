@@ -6,7 +6,7 @@ from typing import Literal
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Routes
 from ragllava.api.routes.native.buckets import QueuedJob
-from ragllava.api.routes.native.shared import Json, JsonList, json_of
+from ragllava.api.routes.native.shared import Json, JsonList, json_list, json_of
 from ragllava.client import AccessRole, ReindexRequest, Selection
 
 routes = Routes("Indexes")
@@ -29,7 +29,7 @@ class IndexObject(Answer):
 @routes.get("/v1/archives/{archive}/indexes", needs=AccessRole.READ, answer=JsonList, archive_in="path:archive")
 def list_indexes(call: Call[NoQuery, NoBody]) -> JsonList:
     """The indexes of an archive, by age."""
-    return JsonList(data=list(map(json_of, call.client.archives.indexes.list(call.archive(call.path("archive"))))))
+    return json_list(call.client.archives.indexes.list(call.archive(call.path("archive"))))
 
 
 @routes.post(
@@ -66,10 +66,10 @@ def switch_index(call: Call[NoQuery, NoBody]) -> QueuedJob:
 @routes.get("/v1/archives/{archive}/gaps", needs=AccessRole.READ, answer=JsonList, archive_in="path:archive")
 def list_gaps(call: Call[NoQuery, NoBody]) -> JsonList:
     """The pictures that no question can find, each with the reason."""
-    return JsonList(data=list(map(json_of, call.client.archives.gaps(call.archive(call.path("archive"))))))
+    return json_list(call.client.archives.gaps(call.archive(call.path("archive"))))
 
 
 @routes.get("/v1/archives/{archive}/rejected", needs=AccessRole.READ, answer=JsonList, archive_in="path:archive")
 def list_rejected(call: Call[NoQuery, NoBody]) -> JsonList:
     """The files whose latest ingest was rejected, each with the reason."""
-    return JsonList(data=list(map(json_of, call.client.archives.rejected(call.archive(call.path("archive"))))))
+    return json_list(call.client.archives.rejected(call.archive(call.path("archive"))))

@@ -156,9 +156,6 @@ class RefreshedJob(Answer):
 def submit_job(call: Call[NoQuery, NewJobBody]) -> SubmittedJob:
     """Queue questions. With `Idempotency-Key`, a repetition with the same questions makes no second job."""
     rows = [row if isinstance(row, dict) else {"question": row} for row in call.body.questions]
-    pictures = [row["picture"] for row in rows if isinstance(row.get("picture"), str)]
-    if pictures:
-        call.client.access.admit_bytes(call.principal, sum(map(len, pictures)))
     return submit(call, call.body, call.archive(call.body.archive), rows)
 
 
@@ -283,6 +280,7 @@ def submit(call: Call[NoQuery, Any], choices: AnswerChoices, archive: str, sourc
         name=choices.name,
         priority=choices.chosen_priority,
         admitted=partial(call.client.access.admitted, call.principal),
+        count_bytes=call.client.access.count_bytes(call.principal),
     )
     return SubmittedJob(
         job=submitted.job_id,

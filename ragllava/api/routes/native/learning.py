@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.native.buckets import QueuedJob
-from ragllava.api.routes.native.shared import Id, Json, JsonList, Line, json_of, text_in_path
+from ragllava.api.routes.native.shared import Id, Json, JsonList, Line, json_list, json_of, text_in_path
 from ragllava.client import AccessRole, Role, TrainingRequest
 
 routes = Routes("Learning")
@@ -151,7 +151,7 @@ def plan_training(call: Call[NoQuery, NewTraining]) -> PlanObject:
 def list_losses(call: Call[LossesQuery, NoBody]) -> JsonList:
     """The losses of a training by step, also while it runs: at most about 1,000 of its steps."""
     job_id = call.client.jobs.get(call.number("job_id")).job_id
-    return JsonList(data=list(map(json_of, call.client.models.losses(job_id, call.query.after))))
+    return json_list(call.client.models.losses(job_id, call.query.after))
 
 
 @routes.get(
@@ -170,7 +170,7 @@ def show_threshold(call: Call[CurveQuery, NoBody]) -> CurveObject:
 @routes.get("/v1/promotions", needs=AccessRole.READ, query=VersionQuery, answer=JsonList, of_all=True)
 def list_promotions(call: Call[VersionQuery, NoBody]) -> JsonList:
     """Which version became champion when, and why; the newest first."""
-    return JsonList(data=list(map(json_of, call.client.models.promotions(call.query.role))))
+    return json_list(call.client.models.promotions(call.query.role))
 
 
 @routes.get(
@@ -185,7 +185,7 @@ def list_examples(call: Call[VersionQuery, NoBody]) -> ExamplesObject:
 @routes.get("/v1/versions", needs=AccessRole.READ, query=VersionQuery, answer=JsonList, of_all=True)
 def list_versions(call: Call[VersionQuery, NoBody]) -> JsonList:
     """The versions of the models, by role, the newest first."""
-    return JsonList(data=list(map(json_of, call.client.models.list(call.query.role))))
+    return json_list(call.client.models.list(call.query.role))
 
 
 @routes.get("/v1/versions/compare", needs=AccessRole.READ, query=ComparisonQuery, answer=ComparisonObject, of_all=True)
@@ -221,7 +221,8 @@ def promote_version(call: Call[NoQuery, Promotion]) -> VersionObject:
 )
 def judge_version(call: Call[NoQuery, Judgement]) -> QueuedJob:
     """Evaluate a version that the gate refused once more, on the labels of now, in a job."""
-    return QueuedJob(job=call.client.models.judge(text_in_path(call, "version"), call.body.role))
+    with call.client.access.admitted(call.principal):
+        return QueuedJob(job=call.client.models.judge(text_in_path(call, "version"), call.body.role))
 
 
 def _request(call: Call[NoQuery, NewTraining]) -> TrainingRequest:

@@ -149,8 +149,10 @@ def ingest_prefix(call: Call[NoQuery, PrefixBody]) -> IngestObject:
     `Idempotency-Key`, a repetition makes no second job.
     """
     name, body = call.archive(call.path("archive")), call.body
-    job = call.client.archives.ingest_prefix(body.address, name, name=body.name, idempotency_key=call.idempotency_key)
-    return _ingest_object(job)
+    with call.client.access.admitted(call.principal):
+        return _ingest_object(
+            call.client.archives.ingest_prefix(body.address, name, name=body.name, idempotency_key=call.idempotency_key)
+        )
 
 
 @routes.get(

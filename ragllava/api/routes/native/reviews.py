@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
-from ragllava.api.routes.native.shared import Id, Json, JsonList, Line, json_of, storable, text_in_path
+from ragllava.api.routes.native.shared import Id, Json, JsonList, Line, json_list, json_of, storable, text_in_path
 from ragllava.client import (
     AccessRole,
     NoisyReason,
@@ -110,7 +111,7 @@ class CaseKey(Body):
 
 
 class QueueBody(Body):
-    """Which cases. `tab` is the caller's name for where he works: two tabs hold different cases.
+    """Which cases. `tab` is the caller's name for a window of work: two tabs hold different cases.
 
     `model` is the version of a reranker or generator that answered. With `second_opinion`, cases that one other person
     has labelled. `after` is the last case that the caller has.
@@ -141,7 +142,7 @@ class LeasesObject(Answer):
 
 
 class OpinionBody(Body):
-    """What a reviewer says of a case that he saw in its `version`; `verdict` null dismisses it.
+    """What a reviewer says of a case as it was in this `version`; `verdict` null dismisses it.
 
     `save_id` is the caller's name for this save: a repetition changes nothing. `relevant` and `irrelevant` are ids of
     pictures; a right answer makes the kept ones relevant that it does not call irrelevant.
@@ -166,7 +167,7 @@ class SavedObject(Answer):
 
 
 class UndoBody(Body):
-    """Where the reviewer works, and which of his saves to undo; null: the last one."""
+    """The tab of the reviewer, and which save to undo; null: the last one."""
 
     tab: Tab
     save_id: Tab | None = None
@@ -197,7 +198,7 @@ def show_reviews(call: Call[NoQuery, NoBody]) -> ReviewsObject:
         counts=json_of(progress.counts),
         answers=json_of(progress.answers),
         pictures=json_of(progress.pictures),
-        disagreed=[{"job": job, "question_no": number} for job, number in progress.disagreed],
+        disagreed=_cases(progress.disagreed),
     )
 
 
@@ -215,7 +216,7 @@ def next_cases(call: Call[NoQuery, QueueBody]) -> JsonList:
     after = (body.after.job, body.after.question_no) if body.after else None
     name = call.archive(call.path("archive"))
     cases = call.client.reviewing.next(name, body.tab, which, limit=body.limit, after=after)
-    return JsonList(data=list(map(json_of, cases)))
+    return json_list(cases)
 
 
 @routes.post(
@@ -226,10 +227,10 @@ def next_cases(call: Call[NoQuery, QueueBody]) -> JsonList:
     archive_in="path:archive",
 )
 def renew_leases(call: Call[NoQuery, LeasesBody]) -> LeasesObject:
-    """Prolong the leases of cases; `held` are those that nobody has taken meanwhile."""
+    """Prolong the leases of cases; `held` are those that the tab still holds."""
     call.archive(call.path("archive"))
     held = call.client.reviewing.renew(_keys(call.body) or [], call.body.tab)
-    return LeasesObject(held=[{"job": job, "question_no": number} for job, number in held])
+    return LeasesObject(held=_cases(held))
 
 
 @routes.post(
@@ -320,7 +321,7 @@ def list_noisy(call: Call[NoisyQuery, NoBody]) -> JsonList:
     query = call.query
     name = call.archive(call.path("archive"))
     cases = call.client.reviews.list(name, state=query.state, reason=query.reason, limit=query.limit)
-    return JsonList(data=list(map(json_of, cases)))
+    return json_list(cases)
 
 
 @routes.post(
@@ -372,6 +373,10 @@ def _feedback_object(stored: StoredFeedback) -> FeedbackObject:
     names = ("stored", "right", "wrong", "unchanged", "open_cases", "dismissed")
     errors = list(map(json_of, stored.errors[:100]))
     return FeedbackObject(**{name: getattr(stored, name) for name in names}, errors=errors)
+
+
+def _cases(keys: Iterable[tuple[int, int]]) -> list[Json]:
+    return [{"job": job, "question_no": number} for job, number in keys]
 
 
 def _keys(body: LeasesBody) -> list[tuple[int, int]] | None:

@@ -9,7 +9,7 @@ from pydantic import Field
 from ragllava.api.errors import InvalidRequest
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Routes
 from ragllava.api.routes.native.buckets import QueuedJob
-from ragllava.api.routes.native.shared import Json, JsonList, Line, json_of, text_in_path
+from ragllava.api.routes.native.shared import Json, JsonList, Line, json_list, json_of, text_in_path
 from ragllava.client import AccessRole, ScheduleAction, ScheduleRequest, ScheduleView, TaskName
 
 routes = Routes("Schedules")
@@ -73,7 +73,7 @@ class StatusObject(Answer):
 @routes.get("/v1/schedules", needs=AccessRole.READ, answer=JsonList)
 def list_schedules(call: Call[NoQuery, NoBody]) -> JsonList:
     """The schedules that the caller may see, with their next time, last run and its result."""
-    return JsonList(data=list(map(json_of, call.client.schedules.list())))
+    return json_list(call.client.schedules.list())
 
 
 @routes.post(
@@ -140,7 +140,7 @@ def run_maintenance(call: Call[NoQuery, NewTask]) -> QueuedJob:
 @routes.get("/v1/removals", needs=AccessRole.READ, answer=JsonList)
 def list_removals(call: Call[NoQuery, NoBody]) -> JsonList:
     """What was erased, when and by whom; the newest first."""
-    return JsonList(data=list(map(json_of, call.client.system.erasures())))
+    return json_list(call.client.system.erasures())
 
 
 @routes.get("/v1/status", needs=AccessRole.ADMIN, answer=StatusObject, of_all=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, TypeVar
@@ -46,6 +46,11 @@ def json_of(record: Any) -> Json:
     """A record as JSON, in the form that `--json` of the commands has."""
     value: Json = to_json(record.as_json() if hasattr(record, "as_json") else record)
     return value
+
+
+def json_list(listed: Iterable[Any]) -> JsonList:
+    """All records of a list as JSON."""
+    return JsonList(data=list(map(json_of, listed)))
 
 
 def page_of(form: type[A], data: list[Any], has_more: bool, key: str = "id") -> A:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Routes
-from ragllava.api.routes.native.shared import JsonList, Line, LongText, json_of
+from ragllava.api.routes.native.shared import JsonList, Line, LongText, json_list
 from ragllava.client import AccessRole, JobKind, WebhookView
 
 routes = Routes("Webhooks")
@@ -93,7 +93,7 @@ def show_webhook(call: Call[NoQuery, NoBody]) -> WebhookObject:
 )
 def list_deliveries(call: Call[NoQuery, NoBody]) -> JsonList:
     """The newest deliveries of a webhook: waiting, delivered or given up, with the error of the last attempt."""
-    return JsonList(data=list(map(json_of, call.client.webhooks.deliveries(call.number("webhook_id")))))
+    return json_list(call.client.webhooks.deliveries(call.number("webhook_id")))
 
 
 @routes.delete("/v1/webhooks/{webhook_id}", needs=AccessRole.WRITE, answer=DeletedWebhook, archive_in="path:webhook_id")

@@ -142,6 +142,9 @@ def test_results_of_an_ended_job_are_made_once(shop: Shop, questions: list[str])
             other = http.get(f"/v1/jobs/{job_id}/results?format={form}", headers=rest | {"if-range": '"other"'})
             assert other.status_code == 200 and other.content == answer.content
         assert {info.key.rpartition(".")[2]: info for info in objects.list_objects(folder)} == kept
+        objects.put(f"jobs/{job_id}/results.jsonl", b"{}\n")  # newer than what the job says of it
+        newer = http.get(f"/v1/jobs/{job_id}/results")
+        assert newer.content == b"{}\n" and newer.headers["etag"] != first["jsonl"].headers["etag"]
         publish_result(shop.workshop.engine, objects, job_id)  # as after pictures were erased
         assert not list(objects.list_objects(folder))
         assert http.get(f"/v1/jobs/{job_id}/results?format=csv").content == first["csv"].content

@@ -15,6 +15,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from ragllava.client import Client, acting
+from ragllava.stages.buckets import one_off
 from ragllava.stores.access.tenancy import Scope
 from ragllava.stores.archives import archive, blobs, word_index
 from ragllava.stores.archives.blobs import NewBlob
@@ -263,6 +264,18 @@ def test_an_edited_caption_is_what_words_find(shop: Shop) -> None:
     with shop.workshop.engine.begin() as connection:
         archive_id = archive.get_archive(connection, "coins").archive_id
         assert word_index.disagreements(connection, archive_id).number == 0
+
+
+def test_large_caption_files_below_a_prefix_are_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_off, "MAX_CAPTION_BYTES", 2**20)
+    objects = shop.workshop.resources.objects
+    objects.make_bucket("shared")
+    objects.put_external("s3://shared/large/quay.png", picture("olive"), "image/png")
+    for folder in ("a", "b"):  # each alone would do
+        objects.put_external(f"s3://shared/large/{folder}/captions.csv", b"file,caption\n" + bytes(600_000))
+    with shop.http("write", "coins") as http:
+        refused = http.post("/v1/archives/coins/ingest", json={"address": "s3://shared/large/"})
+    assert refused.status_code == 400 and "more than 1 MiB; bind it" in refused.json()["error"]["message"]
 
 
 def test_a_prefix_is_ingested_once(shop: Shop) -> None:

@@ -253,7 +253,7 @@ def test_addresses_that_are_refused(gallery: Workshop, tmp_path: Path, address: 
 
 
 def test_no_path_is_read_where_no_folder_is_given(gallery: Workshop) -> None:
-    with pytest.raises(UsageError, match="is no address of a picture"):
+    with pytest.raises(UsageError, match="is not the address of a picture"):
         pictures_of(gallery).store("/etc/hostname")
 
 

@@ -92,7 +92,7 @@ def test_a_picture_of_an_allowed_host_is_fetched(host: Host) -> None:
 @pytest.mark.parametrize(
     ("path", "values", "sentence"),
     [
-        ("/a.png", {"is_public": is_public}, "no host of the internet"),
+        ("/a.png", {"is_public": is_public}, "an address that is not public"),
         ("/a.png", {"hosts": []}, "are not fetched from"),
         ("/a.png", {"hosts": ["127.0.0.1"]}, "are not fetched from"),  # of another port
         ("/moved", {}, "status 302; redirects are not followed"),
@@ -159,6 +159,8 @@ def test_addresses_that_no_host_is_asked_for(url: str) -> None:
         "::ffff:10.0.0.1",
         "64:ff9b::7f00:1",
         "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::5db8:d822",
+        "64:ff9b:1:7f00:0:100::",
         "2002:7f00:1::",
         "no address",
     ],
@@ -166,14 +168,14 @@ def test_addresses_that_no_host_is_asked_for(url: str) -> None:
 def test_a_name_that_leads_inside_is_not_asked(address: str) -> None:
     assert not is_public(address)
     for addresses in ([address], ["93.184.216.34", address]):  # one of several is enough
-        with pytest.raises(UsageError, match="no host of the internet"):
+        with pytest.raises(UsageError, match="an address that is not public"):
             RemotePictures(["pictures.example"], resolve=lambda *_, found=addresses: found).fetch(
                 "https://pictures.example/a.png", 1_000
             )
 
 
 def test_a_real_name_that_resolves_to_loopback() -> None:
-    with pytest.raises(UsageError, match="no host of the internet"):
+    with pytest.raises(UsageError, match="an address that is not public"):
         RemotePictures(["localhost"]).fetch("https://localhost/a.png", 1_000)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from ragllava.client.comparison import Comparison, compare_versions
 from ragllava.client.connections import Namespace
-from ragllava.client.learning import ChangedExamples, ThresholdCurve, changed_examples, threshold_curve
+from ragllava.client.learning.comparison import Comparison, compare_versions
+from ragllava.client.learning.previews import ChangedExamples, ThresholdCurve, changed_examples, threshold_curve
 from ragllava.errors import UsageError
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
