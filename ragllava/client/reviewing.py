@@ -108,9 +108,9 @@ class Reviewing(Namespace):
     def _lease_s(self) -> float:
         return self._connections.settings.review_lease_s
 
-    def count_open(self, archive: str) -> int:
-        """How many open cases an archive has. Raises UsageError."""
-        return self._of_archive(archive, reviewing.count_open)
+    def count_open(self) -> dict[str, int]:
+        """How many open cases each archive has, by its name; archives without any are left out."""
+        return self._do(reviewing.count_open)
 
     @property
     def name(self) -> str:

@@ -209,7 +209,8 @@ def _names(visit: Visit[Any, Any]) -> list[str]:
 
 def _busiest(visit: Visit[Any, Any], names: Sequence[str]) -> str:
     """The archive with the most open cases."""
-    return max(names, key=visit.client.reviewing.count_open, default="")
+    counts = visit.client.reviewing.count_open()
+    return max(names, key=lambda name: counts.get(name, 0), default="")
 
 
 def _key(case: str) -> tuple[int, int]:
