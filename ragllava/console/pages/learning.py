@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from markupsafe import Markup
 from pydantic import BeforeValidator, Field
 
 from ragllava.api.route import Body, NoBody, NoQuery, Query
@@ -21,7 +22,7 @@ from ragllava.client import (
     VersionView,
 )
 from ragllava.client.comparison import threshold_fit
-from ragllava.console.charts import loss_chart, rate_chart, threshold_chart
+from ragllava.console.charts import fit_chart, loss_chart, rate_chart, threshold_chart
 from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
 from ragllava.errors import NotFound
 
@@ -78,6 +79,11 @@ class RoleLine:
     champion: VersionView | None
     fit: dict[str, Any]
     before: str | None
+
+    @property
+    def fit_chart(self) -> Markup | None:
+        """What the champion's threshold was fitted on."""
+        return fit_chart(self.champion) if self.champion else None
 
 
 @pages.get(
@@ -167,8 +173,10 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
     labelled = list(dict.fromkeys(name for role in Role for name in models.labelled_archives(role)))
     name = archive or next(iter(labelled), None)
     curve = models.threshold_curve(visit.archive(name)) if name is not None else None
+    lines = [_role_line(role, versions, promotions) for role in Role]
     return {
-        "roles": [_role_line(role, versions, promotions) for role in Role],
+        "roles": lines,
+        "fitted": next((line for line in lines if line.role is Role.RERANKER and "precision" in line.fit), None),
         "versions": versions[:_VERSIONS],
         "promotions": promotions,
         "trainings": visit.client.jobs.list(kind=JobKind.TRAIN.value, limit=_TRAININGS),
