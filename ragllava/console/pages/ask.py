@@ -58,7 +58,7 @@ def show_form(visit: Visit[AskQuery, NoBody]) -> Context:
 
 def _form(visit: Visit[Any, Any], **given: Any) -> dict[str, Any]:
     blank = {"archive": "", "question": "", "where": "", "threshold": None, "problem": None, "job": None, "row": None}
-    return blank | given | {"archives": [card.name for card in visit.client.pictures.cards()]}
+    return blank | given | {"archives": visit.client.archives.names()}
 
 
 @pages.post(
