@@ -86,7 +86,7 @@ def list_jobs(visit: Visit[JobsQuery, NoBody]) -> Context:
         "archives": visit.client.archives.names(),
         "kinds": [kind for kind in JobKind if kind is not JobKind.REQUEST],
         "states": list(JobState),
-        "may_submit": visit.principal.role.includes(AccessRole.ASK),
+        "may_submit": visit.may(AccessRole.ASK),
     }
 
 
@@ -175,7 +175,7 @@ def _job_context(visit: Visit[Any, NoBody], job: JobView) -> dict[str, Any]:
         "is_answers": job.kind == JobKind.ANSWER,
         "shards": visit.client.jobs.troubled_shards(job.job_id)[:20],
         "detail": job.detail_json(),
-        "may_change": visit.principal.role.includes(AccessRole.ASK),
+        "may_change": visit.may(AccessRole.ASK),
         "has_failures": any(job.progress.by_status.get(status) for status in ("failed", "dead", "cancelled")),
         "csrf": visit.csrf,
     }

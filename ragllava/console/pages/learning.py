@@ -120,7 +120,11 @@ def show_training(visit: Visit[NoQuery, NoBody]) -> Context:
     """One training: its curve while it grows, its outcome, the gate's table and the examples."""
     context = _training(visit)
     version = _version_of(visit, context["job"])
-    return {**context, **(_version(visit, version) if version else {"view": None}), "may_change": _may_change(visit)}
+    return {
+        **context,
+        **(_version(visit, version) if version else {"view": None}),
+        "may_change": visit.may(AccessRole.ADMIN),
+    }
 
 
 @pages.get(
@@ -140,7 +144,7 @@ def show_curve(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
 def show_version(visit: Visit[RoleQuery, NoBody]) -> Context:
     """One version: its facts, its gate, what it gained and lost."""
     view = visit.client.models.get(text_in_path(visit, "version"), visit.query.role)
-    return {**_version(visit, view), "may_change": _may_change(visit)}
+    return {**_version(visit, view), "may_change": visit.may(AccessRole.ADMIN)}
 
 
 @pages.post(f"{LEARNING}/versions/{{version}}/promote", needs=AccessRole.ADMIN, body=PromoteForm, of_all=True)
@@ -187,7 +191,7 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
         "nearest": curve.own_point if curve else None,
         "archive": name,
         "plan": None,
-        "may_change": _may_change(visit),
+        "may_change": visit.may(AccessRole.ADMIN),
     }
 
 
@@ -244,7 +248,3 @@ def _scale(figures: Sequence[dict[str, Any]]) -> float:
     """By what bounds of differences are multiplied so that the largest fits into a drawing from −100 to 100."""
     largest = max((abs(figure[name]) for figure in figures for name in ("low", "high")), default=0.0)
     return 95 / largest if largest else 0.0
-
-
-def _may_change(visit: Visit[Any, Any]) -> bool:
-    return visit.principal.role.includes(AccessRole.ADMIN)
