@@ -19,13 +19,13 @@ status, a Done that leads to a page with a message, or a Response. Plain functio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 from starlette.datastructures import UploadFile
 
-from ragllava.api.route import Body, Call, Declared, Endpoint, Handler, Query
+from ragllava.api.route import Body, Call, Declared, Endpoint, H, Handler, Query
 from ragllava.client import AccessRole, Principal
 
 Q = TypeVar("Q", bound=Query)
@@ -92,7 +92,7 @@ class Page(Endpoint):
     """One page, a part of one, or a change that a form asks for.
 
     `menu` is its name in the navigation, None: it is not there. `section` is that of its module: the navigation marks
-    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures do not. `is_change`:
+    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures and parts do not. `is_change`:
     whether a form changes what others see, and so is noted in the audit.
     """
 
@@ -114,3 +114,7 @@ class Pages(Declared[Page]):
     def made(self, method: str, path: str, handler: Handler, needs: AccessRole | None, **declared: Any) -> Page:
         """One page."""
         return Page(method, path, handler, needs, section=self.heading, **declared)
+
+    def part(self, path: str, *, needs: AccessRole, template: str, **declared: Any) -> Callable[[H], H]:
+        """As `get`, for a part of a page that the page itself fetches again and again: such requests are not counted."""
+        return self.get(path, needs=needs, template=template, is_counted=False, **declared)

@@ -81,13 +81,8 @@ async def show_grid(visit: Visit[GridQuery, NoBody]) -> Context:
         return shown | {"problem": str(error)}
 
 
-@pages.get(
-    f"{ARCHIVE}/tiles",
-    needs=AccessRole.READ,
-    query=GridQuery,
-    template="_tiles.html",
-    archive_in="path:archive",
-    is_counted=False,
+@pages.part(
+    f"{ARCHIVE}/tiles", needs=AccessRole.READ, query=GridQuery, template="_tiles.html", archive_in="path:archive"
 )
 def show_tiles(visit: Visit[GridQuery, NoBody]) -> Context:
     """A page of the grid, for its script."""

@@ -104,7 +104,7 @@ def show_job(visit: Visit[RowsQuery, NoBody]) -> Context:
     return _job_context(visit, job) | _rows_context(visit, job)
 
 
-@pages.get(f"{JOBS}/{{job_id}}/state", needs=AccessRole.READ, template="_job_state.html", archive_in="path:job_id")
+@pages.part(f"{JOBS}/{{job_id}}/state", needs=AccessRole.READ, template="_job_state.html", archive_in="path:job_id")
 def show_job_state(visit: Visit[NoQuery, NoBody]) -> Context:
     """The part of a job's page that changes by itself."""
     return _job_context(visit, visit.client.jobs.get(visit.number("job_id")))

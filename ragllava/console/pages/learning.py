@@ -127,11 +127,11 @@ def show_training(visit: Visit[NoQuery, NoBody]) -> Context:
     }
 
 
-@pages.get(
+@pages.part(
     f"{LEARNING}/trainings/{{job_id}}/curve", needs=AccessRole.READ, of_all=True, template="_training_curve.html",
 )  # fmt: skip
 def show_curve(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
-    """The part of a training's page that changes while it runs; when it has ended, the page is loaded anew."""
+    """The part of a training's page that changes while it runs; when it has ended, the whole page is loaded again."""
     context = _training(visit)
     headers = {"hx-refresh": "true"} if context["job"].is_final else {}
     return Shown(context, headers=headers)

@@ -21,7 +21,7 @@ def show_overview(visit: Visit[NoQuery, NoBody]) -> Context:
     return _state(visit)
 
 
-@pages.get(f"{ROOT}/overview/state", needs=AccessRole.READ, template="_overview.html")
+@pages.part(f"{ROOT}/overview/state", needs=AccessRole.READ, template="_overview.html")
 def show_state(visit: Visit[NoQuery, NoBody]) -> Context:
     """The part of the overview that changes by itself."""
     return _state(visit)

@@ -194,7 +194,7 @@ def release_leases(visit: Visit[NoQuery, TabForm]) -> Response:
     return JSONResponse({"released": visit.client.reviewing.release(visit.body.tab)})
 
 
-@pages.get(f"{REVIEW}/progress", needs=AccessRole.REVIEW, query=Which, template="_review_progress.html")
+@pages.part(f"{REVIEW}/progress", needs=AccessRole.REVIEW, query=Which, template="_review_progress.html")
 def show_progress(visit: Visit[Which, NoBody]) -> Context:
     """Progress and agreement: a part of the page."""
     which = visit.query.model_copy(update={"archive": visit.query.archive or _busiest(visit, _names(visit))})

@@ -84,13 +84,8 @@ def upload(visit: Visit[NoQuery, PicturesForm]) -> Done | Response:
     return Done(f"Job {job.job_id} adds {job.total:,} files.", f"{LIST}/{name}/files")
 
 
-@pages.get(
-    f"{ARCHIVE}/uploads",
-    needs=AccessRole.READ,
-    query=UploadsQuery,
-    template="_uploads.html",
-    archive_in="path:archive",
-    is_counted=False,
+@pages.part(
+    f"{ARCHIVE}/uploads", needs=AccessRole.READ, template="_uploads.html", query=UploadsQuery, archive_in="path:archive"
 )
 def show_uploads(visit: Visit[UploadsQuery, NoBody]) -> Context:
     """How far the uploads of this visit are, and the files of theirs that were rejected: a part of the page."""
