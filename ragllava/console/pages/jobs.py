@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -125,25 +125,19 @@ def show_report(visit: Visit[NoQuery, NoBody]) -> OwnedFile:
 @pages.post(f"{JOBS}/{{job_id}}/pause", needs=AccessRole.ASK, archive_in="path:job_id")
 def pause(visit: Visit[NoQuery, NoBody]) -> Done:
     """Stop dispatching shards of a job."""
-    job_id = visit.number("job_id")
-    visit.client.jobs.pause(job_id)
-    return _done(job_id, f"Job {job_id} is paused; shards that run are handed back soon.")
+    return _changed(visit, visit.client.jobs.pause, "is paused; shards that run are handed back soon.")
 
 
 @pages.post(f"{JOBS}/{{job_id}}/resume", needs=AccessRole.ASK, archive_in="path:job_id")
 def resume(visit: Visit[NoQuery, NoBody]) -> Done:
     """Continue a paused job."""
-    job_id = visit.number("job_id")
-    visit.client.jobs.resume(job_id)
-    return _done(job_id, f"Job {job_id} continues.")
+    return _changed(visit, visit.client.jobs.resume, "continues.")
 
 
 @pages.post(f"{JOBS}/{{job_id}}/cancel", needs=AccessRole.ASK, archive_in="path:job_id")
 def cancel(visit: Visit[NoQuery, NoBody]) -> Done:
     """Stop a job; its answers so far stay."""
-    job_id = visit.number("job_id")
-    visit.client.jobs.cancel(job_id)
-    return _done(job_id, f"Job {job_id} is cancelled; its answers so far stay.")
+    return _changed(visit, visit.client.jobs.cancel, "is cancelled; its answers so far stay.")
 
 
 @pages.post(f"{JOBS}/{{job_id}}/retry", needs=AccessRole.ASK, archive_in="path:job_id")
@@ -161,10 +155,7 @@ def refresh(visit: Visit[NoQuery, NoBody]) -> Done:
     job_id = visit.number("job_id")
     with visit.client.access.admitted(visit.principal):
         refreshing, is_new = visit.client.questions.refresh(job_id)
-    said = (
-        f"Job {refreshing} refreshes job {job_id}." if is_new else f"Job {refreshing} refreshes job {job_id} already."
-    )
-    return _done(refreshing, said)
+    return _done(refreshing, f"Job {refreshing} refreshes job {job_id}{'' if is_new else ' already'}.")
 
 
 def _job_context(visit: Visit[Any, NoBody], job: JobView) -> dict[str, Any]:
@@ -203,6 +194,12 @@ def _with(query: Query, **others: object) -> str:
     """The query of a link: this one with other values, without what is the default."""
     values = query.model_dump(mode="json", exclude_defaults=True) | others
     return urlencode({name: value for name, value in values.items() if value is not None})
+
+
+def _changed(visit: Visit[NoQuery, NoBody], change: Callable[[int], object], said: str) -> Done:
+    job_id = visit.number("job_id")
+    change(job_id)
+    return _done(job_id, f"Job {job_id} {said}")
 
 
 def _done(job_id: int, message: str) -> Done:
