@@ -36,6 +36,11 @@ ROOT = "/console"
 Context = Mapping[str, Any]
 
 
+def as_list(value: object) -> object:
+    """The value of a field that may be repeated: a form that has it once sends no list. For BeforeValidator."""
+    return value if isinstance(value, list) or value is None else [value]
+
+
 def has_right(principal: Principal, role: AccessRole, *, of_all: bool = False) -> bool:
     """Whether a caller may do what needs this role; with `of_all`, what concerns all archives."""
     return principal.role.includes(role) and not (of_all and principal.archives is not None)
@@ -92,8 +97,8 @@ class Page(Endpoint):
     """One page, a part of one, or a change that a form asks for.
 
     `menu` is its name in the navigation, None: it is not there. `section` is that of its module: the navigation marks
-    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures and parts do not. `is_change`:
-    whether a form changes what others see, and so is noted in the audit.
+    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures and parts do not.
+    `is_change`: whether a form changes what others see, and so is noted in the audit.
     """
 
     section: str = ""
@@ -116,5 +121,5 @@ class Pages(Declared[Page]):
         return Page(method, path, handler, needs, section=self.heading, **declared)
 
     def part(self, path: str, *, needs: AccessRole, template: str, **declared: Any) -> Callable[[H], H]:
-        """As `get`, for a part of a page that the page itself fetches again and again: such requests are not counted."""
+        """As `get`, for a part that its page fetches again and again: these requests are not counted."""
         return self.get(path, needs=needs, template=template, is_counted=False, **declared)

@@ -23,17 +23,13 @@ from ragllava.client import (
 )
 from ragllava.client.comparison import threshold_fit
 from ragllava.console.charts import fit_chart, loss_chart, rate_chart, threshold_chart
-from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
+from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit, as_list
 from ragllava.errors import NotFound
 
 pages = Pages("Learning")
 
 LEARNING = f"{ROOT}/learning"
 _TRAININGS, _VERSIONS, _PROMOTIONS = 20, 40, 30  # newest ones that are listed
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) or value is None else [value]
 
 
 class LearningQuery(Query):
@@ -53,7 +49,7 @@ class TrainForm(Body):
     """What to train. `what` is `plan` for what it would learn from, without a training."""
 
     role: Role
-    archives: Annotated[list[Line], BeforeValidator(_listed), Field(min_length=1, max_length=100)]
+    archives: Annotated[list[Line], BeforeValidator(as_list), Field(min_length=1, max_length=100)]
     promote: bool = False
     what: str = "train"
 
