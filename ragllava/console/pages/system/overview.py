@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from ragllava.api.route import NoBody, NoQuery
 from ragllava.client import AccessRole, JobState, Severity
 from ragllava.console.page import ROOT, Context, Pages, Visit
-from ragllava.console.pages.jobs import job_lines
+from ragllava.console.pages.work.jobs import job_lines
 
 pages = Pages("Overview")
 

@@ -13,7 +13,7 @@ from ragllava.api.routes.native.picture_forms import MAX_FORM_BYTES, PicturesFor
 from ragllava.api.routes.native.shared import Line
 from ragllava.client import AccessRole, BindingRole, JobView, TaskName
 from ragllava.console.page import ROOT, Context, Done, Pages, Visit
-from ragllava.console.pages.archives import ARCHIVE, LIST
+from ragllava.console.pages.archives.archives import ARCHIVE, LIST
 
 pages = Pages("Archives")
 

@@ -12,7 +12,7 @@ from ragllava.api.route import NoBody, Query
 from ragllava.api.routes.native.shared import Id
 from ragllava.client import AccessRole, ImageOrder, ImageState, ListedImage, ListKey, ListOptions, Retrieval
 from ragllava.console.page import Context, Pages, Visit
-from ragllava.console.pages.archives import ARCHIVE, LIST
+from ragllava.console.pages.archives.archives import ARCHIVE, LIST
 from ragllava.errors import RagllavaError
 
 pages = Pages("Archives")
