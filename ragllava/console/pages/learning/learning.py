@@ -200,7 +200,7 @@ def _role_line(role: Role, versions: Sequence[VersionView], promotions: Sequence
 def _training(visit: Visit[Any, Any]) -> dict[str, Any]:
     job = visit.client.jobs.get(visit.number("job_id"))
     if job.training is None:
-        raise NotFound(f"job {job.job_id} is no training")
+        raise NotFound(f"job {job.job_id} is not a training")
     losses: Sequence[StepLoss] = visit.client.models.losses(job.job_id)
     steps = job.training.steps_total
     return {
