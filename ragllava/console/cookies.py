@@ -53,9 +53,13 @@ def keep_theme(request: Request, response: Response, theme: str) -> None:
 def keep_message(request: Request, response: Response, done: Done) -> None:
     """For the page that is shown next. A message that does not fit into a cookie is cut."""
     message = done.message[:_MESSAGE_CHARACTERS]
-    while len(value := quote(json.dumps([message, done.is_problem], ensure_ascii=False), errors="replace")) > _MESSAGE_BYTES:
+    while len(value := _written(message, done)) > _MESSAGE_BYTES:
         message = message[: len(message) * 9 // 10]
     set_cookie(request, response, MESSAGE, value, _MESSAGE_S)
+
+
+def _written(message: str, done: Done) -> str:
+    return quote(json.dumps([message, done.is_problem], ensure_ascii=False), errors="replace")
 
 
 def kept_message(request: Request) -> tuple[str, bool] | None:
