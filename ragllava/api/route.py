@@ -13,8 +13,9 @@ blocking calls to threads by `call.run`. What it returns is the answer: of the d
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -157,6 +158,9 @@ class Endpoint:
         return self.handler.__name__
 
 
+E = TypeVar("E", bound=Endpoint)
+
+
 @dataclass(frozen=True, slots=True)
 class Route(Endpoint):
     """One route of the API; `tag` is its heading in the description.
@@ -183,18 +187,23 @@ class Route(Endpoint):
         return "\n".join(line.strip() for line in lines)
 
 
-@dataclass
-class Routes:
-    """The routes of one module; `tag` is their heading in the description."""
+class Declared(ABC, Generic[E]):
+    """The endpoints of one module, which decorators of their handlers declare."""
 
-    tag: str
-    listed: list[Route] = field(default_factory=list)
+    def __init__(self, heading: str) -> None:
+        """`heading`: what they have in common, for people."""
+        self.heading = heading
+        self.listed: list[E] = []
+
+    @abstractmethod
+    def made(self, method: str, path: str, handler: Handler, needs: AccessRole | None, **declared: Any) -> E:
+        """One endpoint."""
 
     def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
-        """A decorator of handlers; `declared` are the other fields of Route."""
+        """A decorator of handlers; `declared` are the other fields of the endpoint."""
 
         def declare(handler: H) -> H:
-            self.listed.append(Route(method, path, handler, needs, tag=self.tag, **declared))
+            self.listed.append(self.made(method, path, handler, needs, **declared))
             return handler
 
         return declare
@@ -206,6 +215,14 @@ class Routes:
     def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("POST", path, needs=needs, **declared)
+
+
+class Routes(Declared[Route]):
+    """The routes of one module; the heading is that of the description."""
+
+    def made(self, method: str, path: str, handler: Handler, needs: AccessRole | None, **declared: Any) -> Route:
+        """One route."""
+        return Route(method, path, handler, needs, tag=self.heading, **declared)
 
     def patch(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""

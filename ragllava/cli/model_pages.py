@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ragllava.cli.options import as_time
-from ragllava.client.learning.comparison import threshold_fit
+from ragllava.client.learning.comparison import fit_panel, threshold_fit
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def draw(view: VersionView, *, as_page: bool) -> str:
     """
     from ragllava.svg import draw_panels
 
-    panels = [*_threshold_panels(view), *_training_panels(view)]
+    fitted = fit_panel(view)
+    panels = [*([fitted] if fitted else []), *_training_panels(view)]
     if not panels:
         raise UsageError(f"{view.version.name} has neither a fitted threshold nor a training: nothing to draw")
     curves = draw_panels(panels)
@@ -91,19 +92,6 @@ def _gate(gate: dict[str, Any] | None) -> str:
     if not gate:
         return ""
     return f"{'passed' if gate['passed'] else 'refused'} against {gate['champion']}: {'; '.join(gate['reasons'])}"
-
-
-def _threshold_panels(view: VersionView) -> Iterator[Panel]:
-    from ragllava.svg import Panel, Points
-
-    curve, threshold = threshold_fit(view).get("curve"), view.version.threshold
-    if not curve or threshold is None:
-        return
-    lines: dict[str, Points] = {
-        name: list(zip(curve["relevance"], curve[name], strict=True)) for name in ("correct", "wrong")
-    }
-    lines[f"η = {threshold:.3g}"] = [(threshold, 0.0), (threshold, max(*curve["correct"], *curve["wrong"]))]
-    yield Panel("Threshold", "relevance of a candidate", "density", lines)
 
 
 def _training_panels(view: VersionView) -> Iterator[Panel]:

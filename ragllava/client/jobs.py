@@ -37,6 +37,7 @@ class Jobs(Namespace):
     """Jobs. Each method raises UsageError for an unknown job, and for one whose state does not allow the change."""
 
     get = forwarded(control.view)
+    several = forwarded(control.views)
     troubled_shards = forwarded(control.troubled_shards)
     pause = forwarded(control.pause)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from ragllava.client import StepLoss, ThresholdCurve
+from ragllava.client import StepLoss, ThresholdCurve, VersionView
+from ragllava.client.learning.comparison import fit_panel
 from ragllava.svg import Panel, Plot, Points, draw_inline, smoothed
 
 
@@ -25,6 +26,12 @@ def rate_chart(losses: Sequence[StepLoss], steps: int) -> Markup:
     lines: dict[str, Points] = {"learning rate": [(loss.step, loss.learning_rate) for loss in losses]}
     panel = Panel("Learning rate over the steps", "step", "learning rate", lines, (0, max(steps, 1)), (0, 0))
     return Markup(draw_inline(panel))  # noqa: S704 - it escapes its texts
+
+
+def fit_chart(view: VersionView) -> Markup | None:
+    """The densities that a version's threshold was fitted on; None for a version without them."""
+    panel = fit_panel(view)
+    return Markup(draw_inline(panel)) if panel else None  # noqa: S704 - it escapes its texts
 
 
 def threshold_chart(curve: ThresholdCurve) -> Markup:

@@ -16,7 +16,8 @@ SIGN_IN, THEME, MESSAGE = "ragllava_sign_in", "ragllava_theme", "ragllava_messag
 THEMES = ("light", "dark")
 _THEME_S = 365 * 24 * 3600
 _MESSAGE_S = 60
-_MESSAGE_CHARACTERS = 600  # a cookie may have about 4,000 bytes
+_MESSAGE_CHARACTERS = 600
+_MESSAGE_BYTES = 3_800  # as it is written in the cookie; browsers drop one of more than 4,096
 
 
 def csrf_of(secret: str | None) -> str:
@@ -50,9 +51,15 @@ def keep_theme(request: Request, response: Response, theme: str) -> None:
 
 
 def keep_message(request: Request, response: Response, done: Done) -> None:
-    """For the page that is shown next."""
-    value = quote(json.dumps([done.message[:_MESSAGE_CHARACTERS], done.is_problem]))
+    """For the page that is shown next. A message that does not fit into a cookie is cut."""
+    message = done.message[:_MESSAGE_CHARACTERS]
+    while len(value := _written(message, done)) > _MESSAGE_BYTES:
+        message = message[: len(message) * 9 // 10]
     set_cookie(request, response, MESSAGE, value, _MESSAGE_S)
+
+
+def _written(message: str, done: Done) -> str:
+    return quote(json.dumps([message, done.is_problem], ensure_ascii=False), errors="replace")
 
 
 def kept_message(request: Request) -> tuple[str, bool] | None:

@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 
 from starlette.datastructures import UploadFile
 
-from ragllava.api.route import Body, Call, Endpoint, Query
+from ragllava.api.route import Body, Call, Declared, Endpoint, H, Handler, Query
 from ragllava.client import AccessRole, Principal
 
 Q = TypeVar("Q", bound=Query)
@@ -34,7 +34,16 @@ NewBody = TypeVar("NewBody", bound=Body)
 
 ROOT = "/console"
 Context = Mapping[str, Any]
-H = TypeVar("H", bound=Callable[[Any], Any])
+
+
+def as_list(value: object) -> object:
+    """The value of a field that may be repeated: a form that has it once sends no list. For BeforeValidator."""
+    return value if isinstance(value, list) or value is None else [value]
+
+
+def has_right(principal: Principal, role: AccessRole, *, of_all: bool = False) -> bool:
+    """Whether a caller may do what needs this role; with `of_all`, what concerns all archives."""
+    return principal.role.includes(role) and not (of_all and principal.archives is not None)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Visit(Call[Q, B]):
 
     def may(self, role: AccessRole, *, of_all: bool = False) -> bool:
         """Whether the caller may do what needs this role; with `of_all`, what concerns all archives."""
-        return self.principal.role.includes(role) and not (of_all and self.principal.archives is not None)
+        return has_right(self.principal, role, of_all=of_all)
 
     @property
     def is_partial(self) -> bool:
@@ -88,8 +97,8 @@ class Page(Endpoint):
     """One page, a part of one, or a change that a form asks for.
 
     `menu` is its name in the navigation, None: it is not there. `section` is that of its module: the navigation marks
-    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures do not. `is_change`:
-    whether a form changes what others see, and so is noted in the audit.
+    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures and parts do not.
+    `is_change`: whether a form changes what others see, and so is noted in the audit.
     """
 
     section: str = ""
@@ -101,31 +110,16 @@ class Page(Endpoint):
 
     def may_be_used_by(self, principal: Principal) -> bool:
         """Whether a role may see the page at all; which rows it sees is another question."""
-        if self.needs is None:
-            return True
-        return principal.role.includes(self.needs) and not (self.of_all and principal.archives is not None)
+        return self.needs is None or has_right(principal, self.needs, of_all=self.of_all)
 
 
-@dataclass
-class Pages:
-    """The pages of one module; `section` is their heading in the navigation."""
+class Pages(Declared[Page]):
+    """The pages of one module; the heading is that of the navigation."""
 
-    section: str
-    listed: list[Page] = field(default_factory=list)
+    def made(self, method: str, path: str, handler: Handler, needs: AccessRole | None, **declared: Any) -> Page:
+        """One page."""
+        return Page(method, path, handler, needs, section=self.heading, **declared)
 
-    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
-        """A decorator of handlers; `declared` are the other fields of Page."""
-
-        def declare(handler: H) -> H:
-            self.listed.append(Page(method, path, handler, needs, section=self.section, **declared))
-            return handler
-
-        return declare
-
-    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
-        """As `add`."""
-        return self.add("GET", path, needs=needs, **declared)
-
-    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
-        """As `add`."""
-        return self.add("POST", path, needs=needs, **declared)
+    def part(self, path: str, *, needs: AccessRole, template: str, **declared: Any) -> Callable[[H], H]:
+        """As `get`, for a part that its page fetches again and again: these requests are not counted."""
+        return self.get(path, needs=needs, template=template, is_counted=False, **declared)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,7 +33,7 @@ from ragllava.settings import Settings
 from ragllava.stores.access.usage import require_room
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.archives.reindex_items import ReindexingView
-from ragllava.stores.database import records
+from ragllava.stores.database import equals_any, records
 from ragllava.stores.jobs import workers
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.learning.trainings import TrainingView
@@ -212,10 +212,15 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
 
 def view(connection: Connection, job_id: int) -> JobView:
     """One job with its counts. Raises UsageError for an unknown id."""
-    row = connection.execute(_select_jobs().where(jobs.c.id == job_id)).one_or_none()
-    if row is None:
-        raise _unknown_job(job_id)
-    return _as_views(connection, [row])[0]
+    for shown in views(connection, [job_id]):
+        return shown
+    raise _unknown_job(job_id)
+
+
+def views(connection: Connection, job_ids: Collection[int]) -> list[JobView]:
+    """Jobs with their counts, by id; those that do not exist are left out."""
+    query = _select_jobs().where(equals_any(jobs.c.id, job_ids)).order_by(jobs.c.id)
+    return _as_views(connection, connection.execute(query).all())
 
 
 def has_ended(connection: Connection, job_id: int) -> bool:

@@ -129,7 +129,7 @@ def _version(profile: str, desk: Desk, job_id: int) -> AdapterVersion:
     }
     fit = {"value": 0.434, "method": "adaptive", "precision": 0.871, "recall": 0.904, "correct_count": 61,
            "wrong_count": 402, "reason": "the densities of 61 correct and 402 wrong candidates cross at 0.434",
-           "curve": None}  # fmt: skip
+           "curve": {"relevance": [0.0, 0.5, 1.0], "correct": [0.1, 0.4, 4.0], "wrong": [5.0, 0.2, 0.1]}}  # fmt: skip
     return AdapterVersion(
         role=Role.RERANKER, name=ADAPTER, prompt="prompt-3", threshold=0.434, threshold_curve=fit, profile=profile,
         adapter_sha256="ab" * 32, base=RERANKER, training=training,

@@ -7,6 +7,7 @@ from typing import Any
 
 from ragllava.errors import UsageError
 from ragllava.stores.learning.registry import VersionView
+from ragllava.svg import Panel, Points
 
 Figures = dict[str, float]
 
@@ -58,6 +59,18 @@ def threshold_fit(view: VersionView) -> dict[str, Any]:
     curve = view.threshold_curve or {}
     fit: dict[str, Any] = curve.get("fit", curve)
     return fit
+
+
+def fit_panel(view: VersionView) -> Panel | None:
+    """The densities that the stored fit of a version found its threshold η by, and η; None without them."""
+    curve, threshold = threshold_fit(view).get("curve"), view.version.threshold
+    if not curve or threshold is None:
+        return None
+    lines: dict[str, Points] = {
+        name: list(zip(curve["relevance"], curve[name], strict=True)) for name in ("correct", "wrong")
+    }
+    lines[f"η = {threshold:.3g}"] = [(threshold, 0.0), (threshold, max(*curve["correct"], *curve["wrong"]))]
+    return Panel("Threshold", "relevance of a candidate", "density", lines)
 
 
 def _measured(first: VersionView, second: VersionView) -> tuple[Figures, Figures, str]:

@@ -105,9 +105,9 @@ class Reviewing(Namespace):
         """How far the reviews of an archive are, and how far reviewers agree. Raises UsageError."""
         return self._of_archive(archive, _progress, self._reviewer(tab))
 
-    def count_open(self, archive: str) -> int:
-        """How many open cases an archive has. Raises UsageError."""
-        return self._of_archive(archive, reviewing.count_open)
+    def count_open(self) -> dict[str, int]:
+        """How many open cases each archive has, by its name; archives without any are left out."""
+        return self._do(reviewing.count_open)
 
     @property
     def name(self) -> str:

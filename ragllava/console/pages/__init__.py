@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 from ragllava.console.page import Page
-from ragllava.console.pages import (
-    archive,
-    archives,
+from ragllava.console.pages.archives import archive, archives, indexes, pictures, sources
+from ragllava.console.pages.learning import learning, review
+from ragllava.console.pages.system import audit, help, keys, maintenance, overview, schedules, sign_in
+from ragllava.console.pages.work import ask, jobs, submit
+
+_MODULES = (
+    sign_in,
+    overview,
     ask,
+    archives,
+    archive,
+    sources,
+    indexes,
+    pictures,
+    submit,
+    jobs,
+    review,
+    learning,
+    schedules,
+    maintenance,
+    keys,
     audit,
     help,
-    indexes,
-    jobs,
-    keys,
-    learning,
-    maintenance,
-    overview,
-    pictures,
-    review,
-    schedules,
-    sign_in,
-    sources,
-    submit,
 )
 
-ALL_PAGES: tuple[Page, ...] = (
-    *sign_in.pages.listed,
-    *overview.pages.listed,
-    *ask.pages.listed,
-    *archives.pages.listed,
-    *archive.pages.listed,
-    *sources.pages.listed,
-    *indexes.pages.listed,
-    *pictures.pages.listed,
-    *submit.pages.listed,
-    *jobs.pages.listed,
-    *review.pages.listed,
-    *learning.pages.listed,
-    *schedules.pages.listed,
-    *maintenance.pages.listed,
-    *keys.pages.listed,
-    *audit.pages.listed,
-    *help.pages.listed,
-)
+ALL_PAGES: tuple[Page, ...] = tuple(page for module in _MODULES for page in module.pages.listed)

@@ -21,11 +21,6 @@
     if (event.detail.successful && event.target.dataset?.poll !== undefined) document.getElementById("problem")?.remove();
   });
 
-  // A select or checkbox with data-submit sends its form at once.
-  document.addEventListener("change", (event) => {
-    if (event.target.dataset.submit !== undefined) event.target.form?.requestSubmit();
-  });
-
   // A file that is dropped on [data-drop] is chosen in the file input inside it.
   const zoneOf = (event) => event.target instanceof Element ? event.target.closest("[data-drop]") : null;
   document.addEventListener("dragover", (event) => {

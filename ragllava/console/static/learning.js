@@ -24,7 +24,7 @@
 
   function set(next) {
     eta = Math.min(1, Math.max(0, next));
-    // What is kept at η is what is kept at the next point from it on.
+    // The figures of the nearest point, as the server's.
     const point = points.reduce((best, one) => Math.abs(one[0] - eta) < Math.abs(best[0] - eta) ? one : best);
     slider.setAttribute("transform", `translate(${(left + eta * width).toFixed(2)} 0)`);
     slider.setAttribute("aria-valuenow", eta.toFixed(3));

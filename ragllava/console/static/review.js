@@ -1,5 +1,5 @@
 // Review by keyboard. Each decision is shown at once and sent in the background, one after another; what is not sent yet
-// is kept in this browser, sent again after a failure, and nobody leaves the page without a warning.
+// is kept in this browser and sent again after a failure; leaving the page then asks first.
 "use strict";
 
 (() => {
@@ -427,7 +427,7 @@
     try {
       const { held: left } = await post("renew", { held: keys });
       for (const item of cases.slice(at + 1).filter((one) => !one.opinion && keys.includes(one.key) && !left.includes(one.key))) {
-        cases.splice(cases.indexOf(item), 1); // somebody else has it now
+        cases.splice(cases.indexOf(item), 1); // another reviewer opened it
       }
     } catch { /* the next time; a save is checked anyway */ }
   }, RENEW_MS);

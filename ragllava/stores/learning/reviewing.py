@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, select, text, update
 from ragllava.records import NoisyReason, NoisyState, Verdict
 from ragllava.stores.database import given, record, records, same, seconds
 from ragllava.stores.jobs.answered import QuestionKey
-from ragllava.stores.schema import noisy_cases, reviews
+from ragllava.stores.schema import archives, noisy_cases, reviews
 
 FIRST: QuestionKey = (2**63 - 1, -1)  # a position before all cases of a queue
 
@@ -244,10 +244,12 @@ def count_queue(connection: Connection, archive_id: int, reviewer: Reviewer) -> 
     return QueueCounts(**counts, **row._mapping, by_reason=by_reason)
 
 
-def count_open(connection: Connection, archive_id: int) -> int:
-    """How many open cases an archive has."""
-    is_open = (noisy_cases.c.archive_id == archive_id, noisy_cases.c.state == NoisyState.OPEN.value)
-    return int(connection.execute(select(func.count()).select_from(noisy_cases).where(*is_open)).scalar_one())
+def count_open(connection: Connection) -> dict[str, int]:
+    """How many open cases each archive has, by its name; archives without any are left out."""
+    of_archive = noisy_cases.join(archives, archives.c.id == noisy_cases.c.archive_id)
+    query = select(archives.c.name, func.count()).select_from(of_archive).group_by(archives.c.name)
+    rows = connection.execute(query.where(noisy_cases.c.state == NoisyState.OPEN.value))
+    return {name: int(count) for name, count in rows}
 
 
 def opinions(connection: Connection, archive_id: int, limit: int) -> list[Review]:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import func, select, text
 
-from ragllava.client import AccessRole, ScheduleAction, ScheduleRequest
+from ragllava.client import AccessRole, Limits, NewKey, ScheduleAction, ScheduleRequest
 from ragllava.console.cookies import MESSAGE, SIGN_IN
 from ragllava.console.page import Page
 from ragllava.console.pages import ALL_PAGES
@@ -254,6 +254,15 @@ def test_cookies_are_out_of_reach_of_scripts_and_other_sites(front: Front) -> No
         assert len(reader.http.cookies[SIGN_IN]) >= 43  # 256 bits
         behind_tls = reader.post("/console/sign-in", {"key": front.key("read")}, headers={"x-forwarded-proto": "https"})
         assert "Secure" in behind_tls.headers["set-cookie"]
+
+
+def test_parts_that_a_page_fetches_again_use_up_no_requests(front: Front) -> None:
+    key, _ = front.client.access.create_key(NewKey("few", AccessRole.READ, None, None, Limits(requests_per_minute=3)))
+    job = front.client.questions.submit(["What?"], "stamps").job_id
+    with reading(front.url, key) as reader:
+        for path in ("/console/overview/state", f"/console/jobs/{job}/state"):
+            assert {reader.get(path).status_code for _ in range(4)} == {200}
+        assert [reader.get("/console").status_code for _ in range(4)][-1] == 429
 
 
 def test_a_message_is_shown_once(world: World) -> None:

@@ -130,6 +130,23 @@ def test_a_job_is_cancelled_only_after_a_question(front: Front, browser: Browser
     wait_for("the end", lambda: front.client.jobs.get(job).is_final, 30)
 
 
+def test_a_filter_is_moved_by_keys_and_applied_by_its_button(front: Front, browser: Browser) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("read"))
+        page = visitor.go("/console/jobs")
+        loads: list[str] = []
+        page.on("framenavigated", lambda frame: loads.append(frame.url))
+        state = page.get_by_label("State")
+        for _ in range(3):  # each press chooses another value, and the page stays (WCAG 3.2.2)
+            state.press("ArrowDown")
+        chosen = state.input_value()
+        page.get_by_label("only open").press("Space")
+        assert chosen and not loads
+        page.get_by_role("button", name="Show").click()
+        page.wait_for_url(f"**state={chosen}&open=true")
+        assert len(loads) == 1
+
+
 def test_the_pages_can_be_read_without_scripts(front: Front, browser: Browser, hostile_job: int) -> None:
     with visiting(browser, front.url, scripts=False) as visitor:
         visitor.sign_in(front.key("admin"))

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from ragllava.api.route import Body, NoBody, NoQuery, Query
 from ragllava.api.routes.native.shared import Id, Line, storable
 from ragllava.client import AccessRole, NoisyReason, NoisyView, Opinion, QueueFilter, ReviewProgress, Verdict
-from ragllava.console.page import ROOT, Context, Done, Pages, Visit
+from ragllava.console.page import ROOT, Context, Done, Pages, Visit, as_list
 from ragllava.console.templates import render
 from ragllava.errors import UsageError
 
@@ -28,26 +28,16 @@ _AS_JSON = "application/json"
 Tab = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(storable)]
 
 
-def _listed(value: Any) -> Any:
-    """A field that a form has once is not a list."""
-    return value if isinstance(value, list) or value is None else [value]
-
-
-def _emptied(value: Any) -> Any:
-    """A field of a form that nobody has filled in."""
-    return None if value == "" else value
-
-
-Ids = Annotated[list[Id], BeforeValidator(_listed), Field(max_length=1_000)]
+Ids = Annotated[list[Id], BeforeValidator(as_list), Field(max_length=1_000)]
 
 
 class Which(Query):
     """Which cases, and which of them."""
 
     archive: Line | None = None
-    reason: Annotated[NoisyReason | None, BeforeValidator(_emptied)] = None
-    job: Annotated[Id | None, BeforeValidator(_emptied)] = None
-    model: Annotated[Line | None, BeforeValidator(_emptied)] = None
+    reason: NoisyReason | None = None
+    job: Id | None = None
+    model: Line | None = None
     second: bool = False
     case: Annotated[str, StringConstraints(pattern=r"^\d{1,18}-\d{1,18}$")] | None = None
     tab: Tab | None = None
@@ -99,7 +89,7 @@ class TabForm(Body):
     archive: Line
     tab: Tab
     save_id: Tab | None = None
-    held: Annotated[list[str], BeforeValidator(_listed), Field(max_length=500)] = Field(default_factory=list)
+    held: Annotated[list[str], BeforeValidator(as_list), Field(max_length=500)] = Field(default_factory=list)
     back: Annotated[str, StringConstraints(max_length=2_000)] = ""
 
 
@@ -194,7 +184,7 @@ def release_leases(visit: Visit[NoQuery, TabForm]) -> Response:
     return JSONResponse({"released": visit.client.reviewing.release(visit.body.tab)})
 
 
-@pages.get(f"{REVIEW}/progress", needs=AccessRole.REVIEW, query=Which, template="_review_progress.html")
+@pages.part(f"{REVIEW}/progress", needs=AccessRole.REVIEW, query=Which, template="_review_progress.html")
 def show_progress(visit: Visit[Which, NoBody]) -> Context:
     """Progress and agreement: a part of the page."""
     which = visit.query.model_copy(update={"archive": visit.query.archive or _busiest(visit, _names(visit))})
@@ -209,7 +199,8 @@ def _names(visit: Visit[Any, Any]) -> list[str]:
 
 def _busiest(visit: Visit[Any, Any], names: Sequence[str]) -> str:
     """The archive with the most open cases."""
-    return max(names, key=visit.client.reviewing.count_open, default="")
+    counts = visit.client.reviewing.count_open()
+    return max(names, key=lambda name: counts.get(name, 0), default="")
 
 
 def _key(case: str) -> tuple[int, int]:
@@ -230,7 +221,7 @@ def _progress_context(visit: Visit[Any, Any], name: str, progress: ReviewProgres
         "progress": progress,
         "new_labels": visit.client.models.new_labels(name),
         "enough_labels": ENOUGH_LABELS,
-        "may_train": visit.principal.role.includes(AccessRole.ADMIN) and visit.principal.archives is None,
+        "may_train": visit.may(AccessRole.ADMIN, of_all=True),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from markupsafe import Markup
 from pydantic import BeforeValidator, Field
 
 from ragllava.api.route import Body, NoBody, NoQuery, Query
@@ -21,18 +22,14 @@ from ragllava.client import (
     VersionView,
 )
 from ragllava.client.learning.comparison import threshold_fit
-from ragllava.console.charts import loss_chart, rate_chart, threshold_chart
-from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
+from ragllava.console.charts import fit_chart, loss_chart, rate_chart, threshold_chart
+from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit, as_list
 from ragllava.errors import NotFound
 
 pages = Pages("Learning")
 
 LEARNING = f"{ROOT}/learning"
 _TRAININGS, _VERSIONS, _PROMOTIONS = 20, 40, 30  # newest ones that are listed
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) or value is None else [value]
 
 
 class LearningQuery(Query):
@@ -52,7 +49,7 @@ class TrainForm(Body):
     """What to train. `what` is `plan` for what it would learn from, without a training."""
 
     role: Role
-    archives: Annotated[list[Line], BeforeValidator(_listed), Field(min_length=1, max_length=100)]
+    archives: Annotated[list[Line], BeforeValidator(as_list), Field(min_length=1, max_length=100)]
     promote: bool = False
     what: str = "train"
 
@@ -78,6 +75,11 @@ class RoleLine:
     champion: VersionView | None
     fit: dict[str, Any]
     before: str | None
+
+    @property
+    def fit_chart(self) -> Markup | None:
+        """What the champion's threshold was fitted on."""
+        return fit_chart(self.champion) if self.champion else None
 
 
 @pages.get(
@@ -114,14 +116,18 @@ def show_training(visit: Visit[NoQuery, NoBody]) -> Context:
     """One training: its curve while it grows, its outcome, the gate's table and the examples."""
     context = _training(visit)
     version = _version_of(visit, context["job"])
-    return {**context, **(_version(visit, version) if version else {"view": None}), "may_change": _may_change(visit)}
+    return {
+        **context,
+        **(_version(visit, version) if version else {"view": None}),
+        "may_change": visit.may(AccessRole.ADMIN),
+    }
 
 
-@pages.get(
+@pages.part(
     f"{LEARNING}/trainings/{{job_id}}/curve", needs=AccessRole.READ, of_all=True, template="_training_curve.html",
 )  # fmt: skip
 def show_curve(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
-    """The part of a training's page that changes while it runs; when it has ended, the page is loaded anew."""
+    """The part of a training's page that changes while it runs; when it has ended, the whole page is loaded again."""
     context = _training(visit)
     headers = {"hx-refresh": "true"} if context["job"].is_final else {}
     return Shown(context, headers=headers)
@@ -134,7 +140,7 @@ def show_curve(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
 def show_version(visit: Visit[RoleQuery, NoBody]) -> Context:
     """One version: its facts, its gate, what it gained and lost."""
     view = visit.client.models.get(text_in_path(visit, "version"), visit.query.role)
-    return {**_version(visit, view), "may_change": _may_change(visit)}
+    return {**_version(visit, view), "may_change": visit.may(AccessRole.ADMIN)}
 
 
 @pages.post(f"{LEARNING}/versions/{{version}}/promote", needs=AccessRole.ADMIN, body=PromoteForm, of_all=True)
@@ -167,8 +173,10 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
     labelled = list(dict.fromkeys(name for role in Role for name in models.labelled_archives(role)))
     name = archive or next(iter(labelled), None)
     curve = models.threshold_curve(visit.archive(name)) if name is not None else None
+    lines = [_role_line(role, versions, promotions) for role in Role]
     return {
-        "roles": [_role_line(role, versions, promotions) for role in Role],
+        "roles": lines,
+        "fitted": next((line for line in lines if line.role is Role.RERANKER and "precision" in line.fit), None),
         "versions": versions[:_VERSIONS],
         "promotions": promotions,
         "trainings": visit.client.jobs.list(kind=JobKind.TRAIN.value, limit=_TRAININGS),
@@ -179,7 +187,7 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
         "nearest": curve.own_point if curve else None,
         "archive": name,
         "plan": None,
-        "may_change": _may_change(visit),
+        "may_change": visit.may(AccessRole.ADMIN),
     }
 
 
@@ -192,7 +200,7 @@ def _role_line(role: Role, versions: Sequence[VersionView], promotions: Sequence
 def _training(visit: Visit[Any, Any]) -> dict[str, Any]:
     job = visit.client.jobs.get(visit.number("job_id"))
     if job.training is None:
-        raise NotFound(f"job {job.job_id} is no training")
+        raise NotFound(f"job {job.job_id} is not a training")
     losses: Sequence[StepLoss] = visit.client.models.losses(job.job_id)
     steps = job.training.steps_total
     return {
@@ -236,7 +244,3 @@ def _scale(figures: Sequence[dict[str, Any]]) -> float:
     """By what bounds of differences are multiplied so that the largest fits into a drawing from −100 to 100."""
     largest = max((abs(figure[name]) for figure in figures for name in ("low", "high")), default=0.0)
     return 95 / largest if largest else 0.0
-
-
-def _may_change(visit: Visit[Any, Any]) -> bool:
-    return visit.principal.role.includes(AccessRole.ADMIN)

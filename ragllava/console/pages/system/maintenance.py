@@ -42,7 +42,7 @@ def show_maintenance(visit: Visit[NoQuery, NoBody]) -> Context:
         "held": visit.client.archives.held_removals(),
         "sentences": SENTENCES,
         "archives": visit.client.archives.names(),
-        "may_run": visit.principal.role.includes(AccessRole.ADMIN),
+        "may_run": visit.may(AccessRole.ADMIN),
         "sees_all": visit.principal.archives is None,
     }
 

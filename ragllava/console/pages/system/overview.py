@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from ragllava.api.route import NoBody, NoQuery
-from ragllava.client import AccessRole, JobState, Principal, Severity
+from ragllava.client import AccessRole, JobState, Severity
 from ragllava.console.page import ROOT, Context, Pages, Visit
-from ragllava.console.pages.jobs import job_lines
+from ragllava.console.pages.work.jobs import job_lines
 
 pages = Pages("Overview")
 
@@ -21,7 +21,7 @@ def show_overview(visit: Visit[NoQuery, NoBody]) -> Context:
     return _state(visit)
 
 
-@pages.get(f"{ROOT}/overview/state", needs=AccessRole.READ, template="_overview.html")
+@pages.part(f"{ROOT}/overview/state", needs=AccessRole.READ, template="_overview.html")
 def show_state(visit: Visit[NoQuery, NoBody]) -> Context:
     """The part of the overview that changes by itself."""
     return _state(visit)
@@ -34,7 +34,7 @@ def _state(visit: Visit[NoQuery, NoBody]) -> Context:
         for state in (JobState.FAILED, JobState.COMPLETED_WITH_ERRORS)
         for job in client.jobs.list(limit=_FAILED_JOBS, state=state)
     ]
-    sees_system = _sees_system(visit.principal)
+    sees_system = visit.may(AccessRole.ADMIN, of_all=True)
     checks = client.health.checks() if sees_system else []
     return {
         "jobs": job_lines(client.jobs.list(only_open=True, limit=_OPEN_JOBS)),
@@ -47,7 +47,3 @@ def _state(visit: Visit[NoQuery, NoBody]) -> Context:
         "workers": client.system.workers() if sees_system else [],
         "at": datetime.now(UTC),
     }
-
-
-def _sees_system(principal: Principal) -> bool:
-    return principal.role is AccessRole.ADMIN and principal.archives is None

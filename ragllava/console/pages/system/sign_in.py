@@ -46,7 +46,7 @@ class ThemeForm(Body):
 @pages.get(SIGN_IN, needs=None, query=SignInQuery, template="sign_in.html", title="Sign in")
 def show_sign_in(visit: Visit[SignInQuery, NoBody]) -> Context:
     """The form."""
-    return {"next": visit.query.next, "problem": None, "takes_tokens": visit.settings.oidc_issuer is not None}
+    return _form(visit, visit.query.next)
 
 
 @pages.post(SIGN_IN, needs=None, body=SignInForm, max_body_bytes=_FORM_BYTES, template="sign_in.html", title="Sign in")
@@ -55,12 +55,7 @@ def sign_in(visit: Visit[NoQuery, SignInForm]) -> Response | Shown:
     try:
         secret, _ = visit.client.access.sign_in(visit.body.key.strip())
     except NotAuthenticated as error:
-        context = {
-            "next": visit.body.next,
-            "problem": str(error),
-            "takes_tokens": visit.settings.oidc_issuer is not None,
-        }
-        return Shown(context, status=401)
+        return Shown(_form(visit, visit.body.next, str(error)), status=401)
     return _enter(visit, secret, visit.body.next)
 
 
@@ -70,8 +65,7 @@ def follow_link(visit: Visit[SignInQuery, NoBody]) -> Response | Shown:
     try:
         secret, _ = visit.client.access.sign_in_by_link(visit.path("link"))
     except NotAuthenticated as error:
-        context = {"next": ROOT, "problem": str(error), "takes_tokens": visit.settings.oidc_issuer is not None}
-        return Shown(context, status=401)
+        return Shown(_form(visit, visit.query.next, str(error)), status=401)
     return _enter(visit, secret, visit.query.next)
 
 
@@ -91,6 +85,10 @@ def choose_theme(visit: Visit[NoQuery, ThemeForm]) -> Response:
     response = RedirectResponse(visit.body.next, 303)
     cookies.keep_theme(visit.request, response, visit.body.theme)
     return response
+
+
+def _form(visit: Visit[Any, Any], to: str, problem: str | None = None) -> Context:
+    return {"next": to, "problem": problem, "takes_tokens": visit.settings.oidc_issuer is not None}
 
 
 def _enter(visit: Visit[Any, Any], secret: str, to: str) -> Response:

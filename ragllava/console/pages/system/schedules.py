@@ -65,7 +65,7 @@ def list_schedules(visit: Visit[NoQuery, NoBody]) -> Context:
         "actions": list(ScheduleAction),
         "roles": list(Role),
         "selections": list(Selection),
-        "may_change": visit.principal.role.includes(AccessRole.ADMIN),
+        "may_change": visit.may(AccessRole.ADMIN),
         "sees_all": visit.principal.archives is None,
     }
 
@@ -88,7 +88,7 @@ def show_schedule(visit: Visit[NoQuery, NoBody]) -> Context:
         "next": _next(schedule),
         "runs": runs,
         "title": f"Schedule {schedule.name}",
-        "may_change": visit.principal.role.includes(AccessRole.ADMIN),
+        "may_change": visit.may(AccessRole.ADMIN),
     }
 
 

@@ -11,7 +11,7 @@ from ragllava.api.route import Body, NoBody, NoQuery
 from ragllava.api.routes.native import pictures as api
 from ragllava.client import AccessRole
 from ragllava.console.page import Context, Done, Pages, Shown, Visit
-from ragllava.console.pages.archives import ARCHIVE, LIST
+from ragllava.console.pages.archives.archives import ARCHIVE, LIST
 
 pages = Pages("Archives")
 

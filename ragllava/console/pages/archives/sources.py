@@ -13,8 +13,7 @@ from ragllava.api.routes.native.picture_forms import MAX_FORM_BYTES, PicturesFor
 from ragllava.api.routes.native.shared import Line
 from ragllava.client import AccessRole, BindingRole, JobView, TaskName
 from ragllava.console.page import ROOT, Context, Done, Pages, Visit
-from ragllava.console.pages.archives import ARCHIVE, LIST
-from ragllava.errors import NotFound
+from ragllava.console.pages.archives.archives import ARCHIVE, LIST
 
 pages = Pages("Archives")
 
@@ -85,19 +84,14 @@ def upload(visit: Visit[NoQuery, PicturesForm]) -> Done | Response:
     return Done(f"Job {job.job_id} adds {job.total:,} files.", f"{LIST}/{name}/files")
 
 
-@pages.get(
-    f"{ARCHIVE}/uploads",
-    needs=AccessRole.READ,
-    query=UploadsQuery,
-    template="_uploads.html",
-    archive_in="path:archive",
-    is_counted=False,
+@pages.part(
+    f"{ARCHIVE}/uploads", needs=AccessRole.READ, template="_uploads.html", query=UploadsQuery, archive_in="path:archive"
 )
 def show_uploads(visit: Visit[UploadsQuery, NoBody]) -> Context:
     """How far the uploads of this visit are, and the files of theirs that were rejected: a part of the page."""
     name = visit.archive(visit.path("archive"))
     ids = [int(given) for given in visit.query.jobs.split(",") if given][:_MOST_UPLOADS]
-    jobs = [job for job in (_job(visit, job_id) for job_id in ids) if job is not None and job.archive == name]
+    jobs = [job for job in visit.client.jobs.several(ids) if job.archive == name]
     own = {job.job_id for job in jobs}
     is_open = any(not job.is_final for job in jobs)
     rejected = [] if is_open else [file for file in visit.client.archives.rejected(name) if file.job_id in own]
@@ -111,13 +105,6 @@ def show_uploads(visit: Visit[UploadsQuery, NoBody]) -> Context:
         "rejected": rejected[:_SHOWN_ROWS],
         "errors": [job.error for job in jobs if job.error],
     }
-
-
-def _job(visit: Visit[Any, Any], job_id: int) -> JobView | None:
-    try:
-        return visit.client.jobs.get(job_id)
-    except NotFound:
-        return None
 
 
 def _added(jobs: list[JobView]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from ragllava.api.route import NoBody, Query
 from ragllava.api.routes.native.shared import Id
 from ragllava.client import AccessRole, ImageOrder, ImageState, ListedImage, ListKey, ListOptions, Retrieval
 from ragllava.console.page import Context, Pages, Visit
-from ragllava.console.pages.archives import ARCHIVE, LIST
+from ragllava.console.pages.archives.archives import ARCHIVE, LIST
 from ragllava.errors import RagllavaError
 
 pages = Pages("Archives")
@@ -81,13 +81,8 @@ async def show_grid(visit: Visit[GridQuery, NoBody]) -> Context:
         return shown | {"problem": str(error)}
 
 
-@pages.get(
-    f"{ARCHIVE}/tiles",
-    needs=AccessRole.READ,
-    query=GridQuery,
-    template="_tiles.html",
-    archive_in="path:archive",
-    is_counted=False,
+@pages.part(
+    f"{ARCHIVE}/tiles", needs=AccessRole.READ, query=GridQuery, template="_tiles.html", archive_in="path:archive"
 )
 def show_tiles(visit: Visit[GridQuery, NoBody]) -> Context:
     """A page of the grid, for its script."""

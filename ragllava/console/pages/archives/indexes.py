@@ -7,7 +7,7 @@ from typing import Any
 from ragllava.api.route import Body, NoBody, NoQuery
 from ragllava.client import AccessRole, IndexDetails, ReindexRequest, Selection
 from ragllava.console.page import ROOT, Context, Done, Pages, Visit
-from ragllava.console.pages.archives import ARCHIVE
+from ragllava.console.pages.archives.archives import ARCHIVE
 
 pages = Pages("Archives")
 

@@ -109,7 +109,14 @@ def send_asked_picture(visit: Visit[NoQuery, NoBody]) -> Response:
     return api.send_thumbnail(visit, StoredContent(row.picture, "image/jpeg"))
 
 
-@pages.get(f"{ASK}/{{job_id}}", needs=AccessRole.ASK, template="ask.html", title="Ask", archive_in="path:job_id")
+@pages.get(
+    f"{ASK}/{{job_id}}",
+    needs=AccessRole.ASK,
+    template="ask.html",
+    title="Ask",
+    archive_in="path:job_id",
+    is_counted=False,  # it is fetched twice a second until the answer is there
+)
 def show_answer(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
     """The answer, or how far it is; htmx asks for that part again until it is there."""
     job = _asked_job(visit)

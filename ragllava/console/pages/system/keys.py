@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from ragllava.api.route import Body, NoBody, NoQuery
 from ragllava.api.routes.native.shared import Line, text_in_path
 from ragllava.client import AccessRole, Limits, NewKey
-from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
+from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit, as_list
 
 pages = Pages("Keys")
 
@@ -17,16 +17,12 @@ KEYS = f"{ROOT}/keys"
 _Limit = Annotated[int, Field(ge=0, le=10**12)] | None
 
 
-def _listed(given: object) -> object:
-    return [given] if isinstance(given, str) else given
-
-
 class KeyForm(Body):
     """A new key. `archives` empty: all; a limit that is empty is that of the settings."""
 
     name: Line
     role: AccessRole = AccessRole.ASK
-    archives: Annotated[list[Line], BeforeValidator(_listed)] = Field(default_factory=list)
+    archives: Annotated[list[Line], BeforeValidator(as_list)] = Field(default_factory=list)
     days: Annotated[float, Field(gt=0, le=36_500)] | None = None
     questions_per_day: _Limit = None
     open_jobs: _Limit = None

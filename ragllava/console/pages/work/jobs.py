@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -86,7 +86,7 @@ def list_jobs(visit: Visit[JobsQuery, NoBody]) -> Context:
         "archives": visit.client.archives.names(),
         "kinds": [kind for kind in JobKind if kind is not JobKind.REQUEST],
         "states": list(JobState),
-        "may_submit": visit.principal.role.includes(AccessRole.ASK),
+        "may_submit": visit.may(AccessRole.ASK),
     }
 
 
@@ -104,7 +104,7 @@ def show_job(visit: Visit[RowsQuery, NoBody]) -> Context:
     return _job_context(visit, job) | _rows_context(visit, job)
 
 
-@pages.get(f"{JOBS}/{{job_id}}/state", needs=AccessRole.READ, template="_job_state.html", archive_in="path:job_id")
+@pages.part(f"{JOBS}/{{job_id}}/state", needs=AccessRole.READ, template="_job_state.html", archive_in="path:job_id")
 def show_job_state(visit: Visit[NoQuery, NoBody]) -> Context:
     """The part of a job's page that changes by itself."""
     return _job_context(visit, visit.client.jobs.get(visit.number("job_id")))
@@ -125,25 +125,19 @@ def show_report(visit: Visit[NoQuery, NoBody]) -> OwnedFile:
 @pages.post(f"{JOBS}/{{job_id}}/pause", needs=AccessRole.ASK, archive_in="path:job_id")
 def pause(visit: Visit[NoQuery, NoBody]) -> Done:
     """Stop dispatching shards of a job."""
-    job_id = visit.number("job_id")
-    visit.client.jobs.pause(job_id)
-    return _done(job_id, f"Job {job_id} is paused; shards that run are handed back soon.")
+    return _changed(visit, visit.client.jobs.pause, "is paused; shards that run are handed back soon.")
 
 
 @pages.post(f"{JOBS}/{{job_id}}/resume", needs=AccessRole.ASK, archive_in="path:job_id")
 def resume(visit: Visit[NoQuery, NoBody]) -> Done:
     """Continue a paused job."""
-    job_id = visit.number("job_id")
-    visit.client.jobs.resume(job_id)
-    return _done(job_id, f"Job {job_id} continues.")
+    return _changed(visit, visit.client.jobs.resume, "continues.")
 
 
 @pages.post(f"{JOBS}/{{job_id}}/cancel", needs=AccessRole.ASK, archive_in="path:job_id")
 def cancel(visit: Visit[NoQuery, NoBody]) -> Done:
     """Stop a job; its answers so far stay."""
-    job_id = visit.number("job_id")
-    visit.client.jobs.cancel(job_id)
-    return _done(job_id, f"Job {job_id} is cancelled; its answers so far stay.")
+    return _changed(visit, visit.client.jobs.cancel, "is cancelled; its answers so far stay.")
 
 
 @pages.post(f"{JOBS}/{{job_id}}/retry", needs=AccessRole.ASK, archive_in="path:job_id")
@@ -161,10 +155,7 @@ def refresh(visit: Visit[NoQuery, NoBody]) -> Done:
     job_id = visit.number("job_id")
     with visit.client.access.admitted(visit.principal):
         refreshing, is_new = visit.client.questions.refresh(job_id)
-    said = (
-        f"Job {refreshing} refreshes job {job_id}." if is_new else f"Job {refreshing} refreshes job {job_id} already."
-    )
-    return _done(refreshing, said)
+    return _done(refreshing, f"Job {refreshing} refreshes job {job_id}{'' if is_new else ' already'}.")
 
 
 def _job_context(visit: Visit[Any, NoBody], job: JobView) -> dict[str, Any]:
@@ -175,7 +166,7 @@ def _job_context(visit: Visit[Any, NoBody], job: JobView) -> dict[str, Any]:
         "is_answers": job.kind == JobKind.ANSWER,
         "shards": visit.client.jobs.troubled_shards(job.job_id)[:20],
         "detail": job.detail_json(),
-        "may_change": visit.principal.role.includes(AccessRole.ASK),
+        "may_change": visit.may(AccessRole.ASK),
         "has_failures": any(job.progress.by_status.get(status) for status in ("failed", "dead", "cancelled")),
         "csrf": visit.csrf,
     }
@@ -203,6 +194,12 @@ def _with(query: Query, **others: object) -> str:
     """The query of a link: this one with other values, without what is the default."""
     values = query.model_dump(mode="json", exclude_defaults=True) | others
     return urlencode({name: value for name, value in values.items() if value is not None})
+
+
+def _changed(visit: Visit[NoQuery, NoBody], change: Callable[[int], object], said: str) -> Done:
+    job_id = visit.number("job_id")
+    change(job_id)
+    return _done(job_id, f"Job {job_id} {said}")
 
 
 def _done(job_id: int, message: str) -> Done:

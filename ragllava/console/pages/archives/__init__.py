@@ -1,0 +1,1 @@
+"""Archives, their pictures, files and indexes."""

@@ -1,0 +1,1 @@
+"""What the models learn: labels and trainings."""

@@ -1,0 +1,1 @@
+"""The system as a whole, and who may use it."""
