@@ -30,7 +30,7 @@ from ragllava.stores.jobs import answers
 from ragllava.stores.learning import noisy
 from ragllava.stores.objects import ObjectStore
 
-RERANKER = "mini-reranker@1f3a9c02"
+RERANKER = "hub/mini-reranker@1f3a9c02"  # names of the hub have a slash
 STAMP = ModelStamp("1:clip", RERANKER, "mini-generator@77aa01bc", "prompt-3", 0.5)
 HOSTILE = (
     "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">",

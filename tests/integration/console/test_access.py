@@ -82,7 +82,7 @@ def world(front: Front) -> Iterator[World]:
 def call(reader: Reader, page: Page, place: Place) -> httpx.Response:
     path = page.path
     for name, value in place.paths.items():
-        path = path.replace(f"{{{name}}}", value).replace(f"{{{name}:int}}", value)
+        path = path.replace(f"{{{name}}}", value).replace(f"{{{name}:path}}", value)
     if page.name == "revoke_key":
         path = path.replace("{prefix}", "rgl_00000000")
     assert "{" not in path, f"say in tests/support/archive_places.py what {path} means"

@@ -148,6 +148,9 @@ def test_a_version_is_promoted_and_rolled_back(front: Front, browser: Browser, l
         assert asked == ["Its gate refused it. Make it the champion all the same?",
                          f"Make {RERANKER} the champion reranker again?"]  # fmt: skip
         assert f"rollback of {ADAPTER}" in page.inner_text("main")
+        page.get_by_role("region", name="Reranker").get_by_role("link", name=RERANKER).click()
+        assert page.get_by_role("heading", name=RERANKER).is_visible()
+        page.go_back()
         page.get_by_role("button", name="What would it learn from?").click()
         page.wait_for_selector("#train .notice")
         assert "20 labelled questions" in page.inner_text("#train .notice")

@@ -174,7 +174,7 @@ def list_promotions(call: Call[VersionQuery, NoBody]) -> JsonList:
 
 
 @routes.get(
-    "/v1/versions/{version}/examples", needs=AccessRole.READ, query=VersionQuery, answer=ExamplesObject, of_all=True
+    "/v1/versions/{version:path}/examples", needs=AccessRole.READ, query=VersionQuery, answer=ExamplesObject, of_all=True
 )
 def list_examples(call: Call[VersionQuery, NoBody]) -> ExamplesObject:
     """The held-out questions that a version answers better and worse than the champion it was compared with."""
@@ -201,14 +201,14 @@ def roll_back_version(call: Call[NoQuery, Rollback]) -> VersionObject:
     return VersionObject(version=json_of(call.client.models.rollback(call.body.role)))
 
 
-@routes.get("/v1/versions/{version}", needs=AccessRole.READ, query=VersionQuery, answer=VersionObject, of_all=True)
+@routes.get("/v1/versions/{version:path}", needs=AccessRole.READ, query=VersionQuery, answer=VersionObject, of_all=True)
 def show_version(call: Call[VersionQuery, NoBody]) -> VersionObject:
     """One version: its base, its threshold, its training and the figures of its gate."""
     return VersionObject(version=json_of(call.client.models.get(text_in_path(call, "version"), call.query.role)))
 
 
 @routes.post(
-    "/v1/versions/{version}/promote", needs=AccessRole.ADMIN, body=Promotion, answer=VersionObject, of_all=True
+    "/v1/versions/{version:path}/promote", needs=AccessRole.ADMIN, body=Promotion, answer=VersionObject, of_all=True
 )
 def promote_version(call: Call[NoQuery, Promotion]) -> VersionObject:
     """Make a version champion; workers load it at their next shard."""
@@ -217,7 +217,7 @@ def promote_version(call: Call[NoQuery, Promotion]) -> VersionObject:
 
 
 @routes.post(
-    "/v1/versions/{version}/judge", needs=AccessRole.ADMIN, body=Judgement, answer=QueuedJob, status=202, of_all=True
+    "/v1/versions/{version:path}/judge", needs=AccessRole.ADMIN, body=Judgement, answer=QueuedJob, status=202, of_all=True
 )
 def judge_version(call: Call[NoQuery, Judgement]) -> QueuedJob:
     """Evaluate a version that the gate refused once more, on the labels of now, in a job."""

@@ -134,7 +134,7 @@ def show_curve(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
 
 
 @pages.get(
-    f"{LEARNING}/versions/{{version}}", needs=AccessRole.READ, query=RoleQuery, of_all=True, template="version.html",
+    f"{LEARNING}/versions/{{version:path}}", needs=AccessRole.READ, query=RoleQuery, of_all=True, template="version.html",
     title="Version",
 )  # fmt: skip
 def show_version(visit: Visit[RoleQuery, NoBody]) -> Context:
@@ -143,7 +143,7 @@ def show_version(visit: Visit[RoleQuery, NoBody]) -> Context:
     return {**_version(visit, view), "may_change": visit.may(AccessRole.ADMIN)}
 
 
-@pages.post(f"{LEARNING}/versions/{{version}}/promote", needs=AccessRole.ADMIN, body=PromoteForm, of_all=True)
+@pages.post(f"{LEARNING}/versions/{{version:path}}/promote", needs=AccessRole.ADMIN, body=PromoteForm, of_all=True)
 def promote(visit: Visit[NoQuery, PromoteForm]) -> Done:
     """Make a version champion."""
     role = visit.body.role
@@ -152,7 +152,7 @@ def promote(visit: Visit[NoQuery, PromoteForm]) -> Done:
     return Done(f"{version.name} is the champion {role.value} from the next shard on.", LEARNING)
 
 
-@pages.post(f"{LEARNING}/versions/{{version}}/judge", needs=AccessRole.ADMIN, body=RoleForm, of_all=True)
+@pages.post(f"{LEARNING}/versions/{{version:path}}/judge", needs=AccessRole.ADMIN, body=RoleForm, of_all=True)
 def judge(visit: Visit[NoQuery, RoleForm]) -> Done:
     """Evaluate a refused version again, on the labels of now."""
     with visit.client.access.admitted(visit.principal):
