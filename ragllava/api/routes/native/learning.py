@@ -174,7 +174,11 @@ def list_promotions(call: Call[VersionQuery, NoBody]) -> JsonList:
 
 
 @routes.get(
-    "/v1/versions/{version:path}/examples", needs=AccessRole.READ, query=VersionQuery, answer=ExamplesObject, of_all=True
+    "/v1/versions/{version:path}/examples",
+    needs=AccessRole.READ,
+    query=VersionQuery,
+    answer=ExamplesObject,
+    of_all=True,
 )
 def list_examples(call: Call[VersionQuery, NoBody]) -> ExamplesObject:
     """The held-out questions that a version answers better and worse than the champion it was compared with."""
@@ -217,7 +221,12 @@ def promote_version(call: Call[NoQuery, Promotion]) -> VersionObject:
 
 
 @routes.post(
-    "/v1/versions/{version:path}/judge", needs=AccessRole.ADMIN, body=Judgement, answer=QueuedJob, status=202, of_all=True
+    "/v1/versions/{version:path}/judge",
+    needs=AccessRole.ADMIN,
+    body=Judgement,
+    answer=QueuedJob,
+    status=202,
+    of_all=True,
 )
 def judge_version(call: Call[NoQuery, Judgement]) -> QueuedJob:
     """Evaluate a version that the gate refused once more, on the labels of now, in a job."""

@@ -134,8 +134,8 @@ def show_curve(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
 
 
 @pages.get(
-    f"{LEARNING}/versions/{{version:path}}", needs=AccessRole.READ, query=RoleQuery, of_all=True, template="version.html",
-    title="Version",
+    f"{LEARNING}/versions/{{version:path}}", needs=AccessRole.READ, query=RoleQuery, of_all=True,
+    template="version.html", title="Version",
 )  # fmt: skip
 def show_version(visit: Visit[RoleQuery, NoBody]) -> Context:
     """One version: its facts, its gate, what it gained and lost."""
