@@ -32,7 +32,7 @@ _SCHEMES = {
     "database_url": _POSTGRES,
     "database_owner_url": _POSTGRES,
     "api_database_url": _POSTGRES,
-    "redis_url": ("redis", "rediss"),
+    "redis_url": ("redis", "rediss", "unix"),
 }
 
 
@@ -61,7 +61,8 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(
         default=None,
-        description="Address of the database: `postgresql://user:password@host:port/name`. "
+        description="Address of the database: `postgresql://user:password@host:port/name`, or "
+        "`postgresql://user:password@/name?host=/folder` for a Unix socket. "
         "Not set: the embedded PostgreSQL of `ragllava up`.",
     )
     database_owner_url: SecretStr | None = Field(
@@ -71,10 +72,18 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Address of the queue: `redis://:password@host:port/0`. Not set: the embedded Redis.",
+        description="Address of the queue: `redis://:password@host:port/0`, or `unix://:password@/path?db=0` for a "
+        "Unix socket. Not set: the embedded Redis.",
     )
     s3_endpoint: str | None = Field(
-        default=None, description="Address of the object store: `host:port`. Not set: the embedded SeaweedFS."
+        default=None,
+        description="Address of the object store: `host:port`, or `unix:/path` for a Unix socket. "
+        "Not set: the embedded SeaweedFS.",
+    )
+    s3_public_url: str | None = Field(
+        default=None,
+        description="Address at which other programs reach the object store, in addresses that are signed for them: "
+        "`http://host:port`. Not set: that of the embedded store, or `RAGLLAVA_S3_ENDPOINT`.",
     )
     s3_access_key: str | None = Field(
         default=None, description="Access key of the object store. Not set: that of the embedded one."
@@ -435,6 +444,13 @@ class Settings(BaseSettings):
             raise ValueError(f"this is not an address of the form {schemes[0]}://user:password@host:port/name")
         return value
 
+    @field_validator("s3_public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s]+/?", value):
+            raise ValueError("this is not an address of the form http://host:port")
+        return value
+
     @field_validator("submit_prefixes")
     @classmethod
     def _check_prefixes(cls, value: str) -> str:
@@ -560,6 +576,8 @@ def load_settings(**overrides: Any) -> Settings:
         if first.database_url is not None:  # then the embedded database is not the one that is used
             embedded.pop("database_owner_url", None)
             embedded.pop("api_database_url", None)
+        if first.s3_endpoint is not None:
+            embedded.pop("s3_public_url", None)
         missing = {name: value for name, value in embedded.items() if getattr(first, name) is None}
         return Settings(**(from_file | overrides | missing)) if missing else first
     except ValidationError as error:

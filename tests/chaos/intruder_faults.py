@@ -22,7 +22,7 @@ from ragllava.local.home import Home
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import shards
 from tests.chaos.registry import SHORT_S, expect_completed, fault, other_job, redis_of
-from tests.chaos.system import ARCHIVE, SERVICES, System
+from tests.chaos.system import ARCHIVE, System
 from tests.support import strangers
 
 # Messages.
@@ -87,7 +87,7 @@ def _forge_submits(system: System) -> None:
 @fault("stranger", "another account tries to hold `up.lock`, asks every inner port, and keeps connections open")
 def _stranger(system: System) -> None:
     state = system.home.load_state().ports
-    ports = [port for name in SERVICES for port in state[name]] + [port + 10_000 for port in state["s3"]]
+    ports = [port for chosen in state.values() for port in chosen] + [port + 10_000 for port in state["s3"]]
     is_root = os.geteuid() == 0  # nobody else can become another account
     reach = partial(_reach, system.home if is_root else None, ports)
     system.folder.chmod(0o755)  # as the folders of most people
