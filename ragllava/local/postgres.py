@@ -51,6 +51,11 @@ class PostgresService(EmbeddedService):
     config_name = "postgres.password"  # exists only while the data folder is made
     stop_signal = signal.SIGINT  # "fast": ends open sessions; SIGTERM would wait for them
 
+    @property
+    def address(self) -> str:
+        """The folder of the socket, by which clients name it."""
+        return str(self.folder.relative_to(self.home.root))
+
     def settings(self) -> dict[str, str]:
         """The URLs of our database, with the passwords."""
         server = f"/{_DATABASE}?host={quote(str(self.socket.parent))}"

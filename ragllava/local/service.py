@@ -160,6 +160,10 @@ class EmbeddedService(ABC):
         self.process = self.find()
         try:
             if self.process is not None:
+                if not (self.folder / self.socket_name).is_socket():
+                    raise ServiceUnavailable(
+                        "it is of an earlier version, which had no socket, or has just been started"
+                    )
                 self._wait_until_ready(_ADOPT_S)
         except ServiceUnavailable as error:
             log.warning(
