@@ -77,13 +77,13 @@ class Settings(BaseSettings):
     )
     s3_endpoint: str | None = Field(
         default=None,
-        description="Address of the object store: `host:port`, or `unix:/path` for a Unix socket. "
+        description="Address of the object store, also in addresses that are signed for other programs: `host:port`. "
         "Not set: the embedded SeaweedFS.",
     )
-    s3_public_url: str | None = Field(
+    s3_socket: str | None = Field(
         default=None,
-        description="Address at which other programs reach the object store, in addresses that are signed for them: "
-        "`http://host:port`. Not set: that of the embedded store, or `RAGLLAVA_S3_ENDPOINT`.",
+        description="Path of a Unix socket at which the object store is reached in place of its address. "
+        "Not set: that of the embedded SeaweedFS, if `RAGLLAVA_S3_ENDPOINT` is not set either.",
     )
     s3_access_key: str | None = Field(
         default=None, description="Access key of the object store. Not set: that of the embedded one."
@@ -444,13 +444,6 @@ class Settings(BaseSettings):
             raise ValueError(f"this is not an address of the form {schemes[0]}://user:password@host:port/name")
         return value
 
-    @field_validator("s3_public_url")
-    @classmethod
-    def _check_public_url(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"https?://[^/\s]+/?", value):
-            raise ValueError("this is not an address of the form http://host:port")
-        return value
-
     @field_validator("submit_prefixes")
     @classmethod
     def _check_prefixes(cls, value: str) -> str:
@@ -577,7 +570,7 @@ def load_settings(**overrides: Any) -> Settings:
             embedded.pop("database_owner_url", None)
             embedded.pop("api_database_url", None)
         if first.s3_endpoint is not None:
-            embedded.pop("s3_public_url", None)
+            embedded.pop("s3_socket", None)
         missing = {name: value for name, value in embedded.items() if getattr(first, name) is None}
         return Settings(**(from_file | overrides | missing)) if missing else first
     except ValidationError as error:

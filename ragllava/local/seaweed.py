@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,10 +19,10 @@ import ragllava
 from ragllava.errors import ObjectMissing
 from ragllava.local.certificates import certificates_in, make_certificates
 from ragllava.local.processes import processes_in
+from ragllava.local.secluded import MODULE
 from ragllava.local.service import EmbeddedService, http_get
 from ragllava.settings import Settings
 from ragllava.stores.objects import ObjectStore
-from ragllava.stores.s3_client import unix_socket
 from ragllava.whole_files import write_whole
 
 # The parts of the process, in the order of our ports. Each has a second port for gRPC, by convention 10,000 above; the
@@ -51,11 +52,16 @@ class SeaweedService(EmbeddedService):
     secluded = True  # if the system allows it
     receiver_port: int | None = None  # to which events of the buckets are sent; None: to no receiver
 
+    @property
+    def address(self) -> str:
+        """The port for other programs."""
+        return f"127.0.0.1:{self.ports[0]}"
+
     def settings(self) -> dict[str, str]:
-        """The endpoints and our key pair."""
+        """The endpoint, the socket, and our key pair."""
         return {
-            "s3_endpoint": f"unix:{self.socket}",
-            "s3_public_url": f"http://127.0.0.1:{self.ports[0]}",
+            "s3_endpoint": self.address,
+            "s3_socket": str(self.socket),
             "s3_access_key": self.secrets.s3_access_key,
             "s3_secret_key": self.secrets.s3_secret_key,
         }
@@ -93,7 +99,7 @@ class SeaweedService(EmbeddedService):
             options[f"{part}.port"] = str(port)
             options[f"{part}.port.grpc"] = str(port + self.port_twin)
         program = self.find_program()
-        command = [sys.executable, "-m", "ragllava.local.secluded"]
+        command = [sys.executable, "-m", MODULE]
         command += ["--keep", str(self.home.root), "--keep", str(program.parent)]
         command += [] if self.secluded else ["--open"]
         command += ["--out", str(self.ports[0]), self.socket_name]
@@ -145,7 +151,7 @@ class SeaweedService(EmbeddedService):
 
     def _processes(self) -> list[psutil.Process]:
         """Also the one that runs the server."""
-        return processes_in(self.folder)
+        return [process for process in processes_in(self.folder) if _is_of_server(process)]
 
     def probe(self) -> None:
         """It has our bucket, accepts our key, and reads an object of an earlier run."""
@@ -161,9 +167,14 @@ class SeaweedService(EmbeddedService):
     def server_version(settings: Settings) -> str:
         """What a store calls itself, when it accepts our key as well."""
         ObjectStore(settings).ensure_bucket()
-        if socket := unix_socket(settings.s3_endpoint or ""):
-            response = http_get("http://localhost/", socket=socket)
-        else:
-            response = http_get(f"{'https' if settings.s3_secure else 'http'}://{settings.s3_endpoint}/")
+        scheme = "https" if settings.s3_secure else "http"
+        response = http_get(f"{scheme}://{settings.s3_endpoint}/", socket=settings.s3_socket)
         # SeaweedFS puts the largest volume of its build, 8000GB, before its version.
         return response.headers.get("Server", "S3").replace(" 8000GB", "")
+
+
+def _is_of_server(process: psutil.Process) -> bool:
+    """Others may work in the folder too: somebody's shell."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return process.name() == SeaweedService.program or MODULE in process.cmdline()
+    return False

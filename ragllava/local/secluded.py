@@ -28,6 +28,8 @@ from pathlib import Path
 
 from ragllava.local.relay import BACKLOG, Relay
 
+MODULE = "ragllava.local.secluded"  # how it is run
+
 _NEWNS, _NEWUSER, _NEWNET = 0x0002_0000, 0x1000_0000, 0x4000_0000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x4_0000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -146,11 +148,12 @@ def main(words: Sequence[str]) -> int:
     """The exit code of the program."""
     options = _arguments(words)
     relays = []
-    reason = "it was asked for" if options.open else why_not_secluded(options.keep)
+    keep = [*options.keep, Path(sys.prefix), Path(sys.base_prefix)]  # modules are read from there later
+    reason = "it was asked for" if options.open else why_not_secluded(keep)
     if reason is None:
         if options.way_out:
             relays.append(_relay(*options.way_out))  # made outside, where it stays
-        seclude(options.keep)
+        seclude(keep)
     else:
         sys.stderr.write(f"other accounts can connect to the ports of {options.command[0]}: {reason}\n")
     if options.way_in:

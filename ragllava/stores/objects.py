@@ -112,7 +112,6 @@ class ObjectStore:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError when the endpoint or a key is not set."""
         self._client = s3_client.make_client(settings)
-        self._settings = settings
         self.bucket = settings.s3_bucket
         self._endpoint = settings.s3_endpoint
         self._has_bucket = False
@@ -304,13 +303,9 @@ class ObjectStore:
         return len(keys)
 
     def presigned_url(self, key: str, expires_s: int = 3600) -> str:
-        """A URL from which anyone who reaches RAGLLAVA_S3_PUBLIC_URL can read the object for `expires_s` seconds.
-
-        Raises SettingsError for a store at a Unix socket without such an address.
-        """
-        client = s3_client.make_signing_client(self._settings)
+        """A URL from which anyone can read the object for `expires_s` seconds."""
         with self._errors(key):
-            url: str = client.presigned_get_object(self.bucket, key, expires=timedelta(seconds=expires_s))
+            url: str = self._client.presigned_get_object(self.bucket, key, expires=timedelta(seconds=expires_s))
         return url
 
     @contextmanager

@@ -1,10 +1,9 @@
-"""The minio SDK, made from the settings: over TCP or a Unix socket, and for addresses that other programs use."""
+"""The minio SDK, made from the settings: over TCP or a Unix socket."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
-from urllib.parse import urlsplit
 
 import certifi
 from minio import Minio
@@ -15,47 +14,24 @@ from ragllava.settings import Settings
 from ragllava.stores.unix_http import UnixPoolManager
 
 
-def unix_socket(endpoint: str) -> str | None:
-    """The path in an endpoint of the form `unix:/path`; None for host:port."""
-    return endpoint.removeprefix("unix:") if endpoint.startswith("unix:") else None
-
-
 def make_client(settings: Settings) -> Minio:
-    """The SDK for the object store. Raises SettingsError when the endpoint or a key is not set."""
-    if settings.s3_endpoint is None:
-        raise _no_store()
-    socket = unix_socket(settings.s3_endpoint)
-    if socket is None:
-        certificates = os.environ.get("SSL_CERT_FILE") or certifi.where()
-        pool = PoolManager(**_pool_options(), cert_reqs="CERT_REQUIRED", ca_certs=certificates)
-        return _client(settings, settings.s3_endpoint, settings.s3_secure, pool)
-    return _client(settings, "localhost", False, UnixPoolManager(socket, **_pool_options()))
+    """The SDK for the object store; its signed addresses name the endpoint, also when it is reached at a socket.
 
-
-def make_signing_client(settings: Settings) -> Minio:
-    """The SDK with the address that other programs use; it sends nothing."""
-    if settings.s3_public_url is not None:
-        url = urlsplit(settings.s3_public_url)
-        return _client(settings, url.netloc, url.scheme == "https", PoolManager())
-    if unix_socket(settings.s3_endpoint or "") is not None:
+    Raises SettingsError when the endpoint or a key is not set.
+    """
+    if settings.s3_endpoint is None or settings.s3_access_key is None or settings.s3_secret_key is None:
         raise SettingsError(
-            "other programs do not reach the object store, which has a Unix socket only: set RAGLLAVA_S3_PUBLIC_URL to "
-            "an address at which they do"
+            "no object store: start the embedded services with `ragllava up`, or set RAGLLAVA_S3_ENDPOINT, "
+            "RAGLLAVA_S3_ACCESS_KEY and RAGLLAVA_S3_SECRET_KEY"
         )
-    return make_client(settings)
-
-
-def _client(settings: Settings, host: str, secure: bool, pool: PoolManager) -> Minio:
-    if settings.s3_access_key is None or settings.s3_secret_key is None:
-        raise _no_store()
     try:
         return Minio(
-            host,
+            settings.s3_endpoint,
             access_key=settings.s3_access_key,
             secret_key=settings.s3_secret_key.get_secret_value(),
-            secure=secure,
+            secure=settings.s3_secure,
             region=settings.s3_region,
-            http_client=pool,
+            http_client=_connection_pool(settings.s3_socket),
         )
     except ValueError as error:
         raise SettingsError(
@@ -64,17 +40,14 @@ def _client(settings: Settings, host: str, secure: bool, pool: PoolManager) -> M
         ) from None
 
 
-def _no_store() -> SettingsError:
-    return SettingsError(
-        "no object store: start the embedded services with `ragllava up`, or set RAGLLAVA_S3_ENDPOINT, "
-        "RAGLLAVA_S3_ACCESS_KEY and RAGLLAVA_S3_SECRET_KEY"
-    )
-
-
-def _pool_options() -> dict[str, Any]:
+def _connection_pool(socket: str | None) -> PoolManager:
     # The SDK's own pool waits five minutes, six times: half an hour for a store that does not answer.
-    return {
+    options: dict[str, Any] = {
         "timeout": Timeout(connect=3, read=30),
         "maxsize": 16,
         "retries": Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
     }
+    if socket is not None:
+        return UnixPoolManager(socket, **options)
+    certificates = os.environ.get("SSL_CERT_FILE") or certifi.where()
+    return PoolManager(**options, cert_reqs="CERT_REQUIRED", ca_certs=certificates)

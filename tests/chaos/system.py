@@ -232,7 +232,7 @@ def running_system(seed: int, *, keep: bool = False) -> Iterator[System]:
         through |= {
             key: value.replace(str(socket_path.parent), str(folder))
             for key, value in addresses.items()
-            if key not in ("database_owner_url", "s3_public_url")
+            if key != "database_owner_url"
         }
     temporary = root / "temporary"
     temporary.mkdir()

@@ -72,12 +72,14 @@ class RunningHome:
 
 
 @contextmanager
-def _running_home() -> Iterator[RunningHome]:
+def _running_home(*, secluded: bool) -> Iterator[RunningHome]:
     """A home of its own; its parent is closed to others before and after."""
     parent = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
     services = LocalServices(Settings(home=parent / "home"))
     try:
-        settings = services.start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SeaweedService, "secluded", secluded)
+            settings = services.start()
         objects = ObjectStore(settings)
         key = objects.put_content(SECRET, "image/png")
         objects.put("jobs/1/results.jsonl", SECRET)
@@ -92,17 +94,15 @@ def _running_home() -> Iterator[RunningHome]:
 @pytest.fixture(scope="module")
 def secluded() -> Iterator[RunningHome]:
     """One home for all tests that use it."""
-    with _running_home() as made:
+    with _running_home(secluded=True) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[RunningHome]:
     """As `secluded`, on a system that allows no namespaces: the ports of the store can be connected to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SeaweedService, "secluded", False)
-        with _running_home() as made:
-            yield made
+    with _running_home(secluded=False) as made:
+        yield made
 
 
 def test_folders_above_a_home_stay_closed(running: RunningHome) -> None:
