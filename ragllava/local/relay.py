@@ -26,7 +26,9 @@ class Relay:
     async def serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         """One connection, until both sides have ended."""
         if len(self._clients) >= self._most:
-            next(iter(self._clients)).transport.abort()
+            longest_silent = next(iter(self._clients))
+            del self._clients[longest_silent]  # its own end comes later
+            longest_silent.transport.abort()
         self._heard(client)
         server: asyncio.StreamWriter | None = None
         try:
@@ -49,7 +51,8 @@ class Relay:
         self, client: asyncio.StreamWriter, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         while data := await reader.read(_CHUNK_BYTES):
-            self._heard(client)
+            if client in self._clients:
+                self._heard(client)
             writer.write(data)
             await writer.drain()
         if writer.can_write_eof():
