@@ -15,7 +15,7 @@ SOCKET = "data/postgres/.s.PGSQL.5432"
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of links, which is not made yet."""
-    folder = Path("/tmp/c")  # noqa: S108 - as short as that of most people; nothing is made there
+    folder = Path("/tmp/c")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
 
