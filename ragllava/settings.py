@@ -32,7 +32,7 @@ _SCHEMES = {
     "database_url": _POSTGRES,
     "database_owner_url": _POSTGRES,
     "api_database_url": _POSTGRES,
-    "redis_url": ("redis", "rediss"),
+    "redis_url": ("redis", "rediss", "unix"),
 }
 
 
@@ -61,7 +61,8 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(
         default=None,
-        description="Address of the database: `postgresql://user:password@host:port/name`. "
+        description="Address of the database: `postgresql://user:password@host:port/name`, or "
+        "`postgresql://user:password@/name?host=/folder` for a Unix socket. "
         "Not set: the embedded PostgreSQL of `ragllava up`.",
     )
     database_owner_url: SecretStr | None = Field(
@@ -71,10 +72,18 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Address of the queue: `redis://:password@host:port/0`. Not set: the embedded Redis.",
+        description="Address of the queue: `redis://:password@host:port/0`, or `unix://:password@/path?db=0` for a "
+        "Unix socket. Not set: the embedded Redis.",
     )
     s3_endpoint: str | None = Field(
-        default=None, description="Address of the object store: `host:port`. Not set: the embedded SeaweedFS."
+        default=None,
+        description="Address of the object store, also in addresses that are signed for other programs: `host:port`. "
+        "Not set: the embedded SeaweedFS.",
+    )
+    s3_socket: str | None = Field(
+        default=None,
+        description="Path of a Unix socket at which the object store is reached in place of its address. "
+        "Not set: that of the embedded SeaweedFS, if `RAGLLAVA_S3_ENDPOINT` is not set either.",
     )
     s3_access_key: str | None = Field(
         default=None, description="Access key of the object store. Not set: that of the embedded one."
@@ -560,6 +569,8 @@ def load_settings(**overrides: Any) -> Settings:
         if first.database_url is not None:  # then the embedded database is not the one that is used
             embedded.pop("database_owner_url", None)
             embedded.pop("api_database_url", None)
+        if first.s3_endpoint is not None:
+            embedded.pop("s3_socket", None)
         missing = {name: value for name, value in embedded.items() if getattr(first, name) is None}
         return Settings(**(from_file | overrides | missing)) if missing else first
     except ValidationError as error:

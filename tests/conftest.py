@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
-from minio import Minio
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
@@ -27,6 +27,7 @@ import migrations
 from ragllava.local.services import running_services
 from ragllava.settings import Settings
 from ragllava.stores.database import make_engine
+from ragllava.stores.s3_client import make_client
 
 # `make test` shares the tests out to processes of pytest-xdist, each with servers of its own. Where they are given one
 # Redis by address, each takes its share of the databases 1 to 15.
@@ -78,13 +79,9 @@ def settings(services: Settings, template_database: str) -> Iterator[Settings]:
 def own_settings(services: Settings, template_database: str) -> Iterator[Settings]:
     """What the fixture `settings` gives, for fixtures of a wider scope."""
     with _new_database(services, template_database) as name:
-        redis_url = make_url(services.require_redis()).set(database=str(next(_redis_database)))
-        own = {
-            **_urls_of(services, name),
-            "redis_url": redis_url.render_as_string(hide_password=False),
-            "s3_bucket": f"test-{uuid.uuid4().hex}",
-        }
-        _empty_redis(redis_url.render_as_string(hide_password=False))
+        redis_url = _redis_url(services, next(_redis_database))
+        own = {**_urls_of(services, name), "redis_url": redis_url, "s3_bucket": f"test-{uuid.uuid4().hex}"}
+        _empty_redis(redis_url)
         settings = Settings(**(services.model_dump() | own))
         try:
             yield settings
@@ -157,19 +154,18 @@ def _urls_of(services: Settings, database: str) -> dict[str, SecretStr]:
 
 def _remove_buckets(settings: Settings) -> None:
     """The test's bucket and those named after it: each takes volumes of the store, which has room for some sixty."""
-    assert settings.s3_endpoint and settings.s3_secret_key
-    client = Minio(
-        settings.s3_endpoint,
-        access_key=settings.s3_access_key,
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        secure=settings.s3_secure,
-        region=settings.s3_region,
-    )
+    client = make_client(settings)
     for bucket in client.list_buckets():
         if bucket.name.startswith(settings.s3_bucket):
             for found in client.list_objects(bucket.name, recursive=True):
                 client.remove_object(bucket.name, found.object_name)
             client.remove_bucket(bucket.name)
+
+
+def _redis_url(services: Settings, database: int) -> str:
+    url = urlsplit(services.require_redis())
+    is_socket = url.scheme == "unix"
+    return (url._replace(query=f"db={database}") if is_socket else url._replace(path=f"/{database}")).geturl()
 
 
 def _empty_redis(url: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from celery import Celery, signals
 from kombu import Exchange, Queue
@@ -48,7 +49,7 @@ def configuration() -> dict[str, Any]:
     settings = load_settings()
     return {
         # Publishers give their own address (`publisher`); a worker without one is refused in workers/presence.py.
-        "broker_url": settings.redis_url.get_secret_value() if settings.redis_url else None,
+        "broker_url": broker_url(settings) if settings.redis_url else None,
         "broker_connection_retry_on_startup": True,
         # Without a socket timeout a worker whose peer vanished never receives another message
         # (docs/reliability.md D6).
@@ -98,6 +99,16 @@ def _setup_logging(**_facts: Any) -> None:
     configure_logging()
 
 
+def broker_url(settings: Settings) -> str:
+    """The address of the queue in Celery's form, which differs for a Unix socket. Raises SettingsError without one."""
+    url = urlsplit(settings.require_redis())
+    if url.scheme != "unix":
+        return url.geturl()
+    query = parse_qsl(url.query)
+    renamed = urlencode([("virtual_host" if name == "db" else name, value) for name, value in query])
+    return url._replace(scheme="redis+socket", query=renamed).geturl()
+
+
 def publisher(engine: Engine, settings: Settings) -> Publish:
     """A function that sends shard messages; shards whose message cannot be sent become pending again at once.
 
@@ -107,7 +118,7 @@ def publisher(engine: Engine, settings: Settings) -> Publish:
     def publish(messages: list[ShardMessage]) -> None:
         unsent = list(messages)
         try:
-            with producers[app.connection_for_write(settings.require_redis())].acquire(block=True) as producer:
+            with producers[app.connection_for_write(broker_url(settings))].acquire(block=True) as producer:
                 while unsent:
                     app.send_task(
                         TASK_OF_QUEUE[unsent[0].queue],
@@ -139,7 +150,7 @@ def broker_priority(priority: int) -> int:
 
 def waiting_messages(settings: Settings) -> dict[str, int]:
     """How many messages wait in each queue, of all priorities. Raises ServiceUnavailable."""
-    with app.connection_for_read(settings.require_redis()) as connection:
+    with app.connection_for_read(broker_url(settings)) as connection:
         try:
             # Declaring a queue changes nothing in Redis. A passive declaration would ignore our key prefix.
             channel = connection.default_channel
@@ -156,7 +167,7 @@ def dispatch_now(engine: Engine, settings: Settings) -> int:
 def request_work(settings: Settings, task: str) -> None:
     """Ask a maintenance worker to dispatch (DISPATCH) or to tick (TICK) now; without the queue, its next tick does."""
     try:
-        with producers[app.connection_for_write(settings.require_redis())].acquire(block=True) as producer:
+        with producers[app.connection_for_write(broker_url(settings))].acquire(block=True) as producer:
             app.send_task(task, queue="maint", producer=producer)
     except (OperationalError, OSError) as error:
         log.warning(f"the queue cannot be reached ({error}); the next tick is due", extra={"action": "no_tick"})

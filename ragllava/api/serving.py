@@ -19,15 +19,39 @@ _API_STOP_S = 30  # in which answers that are being sent may end
 
 
 class LimitedProtocol(H11Protocol):
-    """Closes a connection that sends no complete header for a time. uvicorn limits only the time after a response."""
+    """Closes a connection that sends no complete header for a time, and the longest silent one when there are too many:
+    a client that asks something is answered, however many connections others open. uvicorn limits only the time after a
+    response, and keeps connections that wait for nothing while it refuses those that ask.
+    """
 
     _seen: RequestResponseCycle | None = None
     _check: asyncio.TimerHandle | None = None
+    _heard_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first header has HEADERS_S seconds."""
+        # uvicorn refuses requests from the limit on.
+        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency - 1:
+            self._close_longest_silent()
+        self._heard_at = self.loop.time()
         super().connection_made(transport)
         self._check = self.loop.call_later(HEADERS_S, self._close_without_request)
+
+    def data_received(self, data: bytes) -> None:
+        """It is not silent."""
+        self._heard_at = self.loop.time()
+        super().data_received(data)
+
+    def _close_longest_silent(self) -> None:
+        silent = (other for other in self.connections if isinstance(other, LimitedProtocol) and not other._has_request)
+        longest = min(silent, key=lambda other: other._heard_at, default=None)
+        if longest is not None:
+            longest.transport.abort()
+            self.connections.discard(longest)  # which the end of its transport does only later
+
+    @property
+    def _has_request(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is checked any more."""
@@ -36,24 +60,25 @@ class LimitedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _close_without_request(self) -> None:
-        has_request = self.cycle is not None and not self.cycle.response_complete
-        if not has_request and self.cycle is self._seen:
+        if not self._has_request and self.cycle is self._seen:
             self.transport.close()
             return
         self._seen = self.cycle
         self._check = self.loop.call_later(HEADERS_S, self._close_without_request)
 
 
-def server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
-    """The configuration of uvicorn for the receiver."""
+def server_config(app: Starlette, host: str, port: int, unix_socket: str | None = None) -> uvicorn.Config:
+    """The configuration of uvicorn for the receiver, at a port or a Unix socket."""
     return uvicorn.Config(
         app,
         host=host,
         port=port,
+        uds=unix_socket,
         http=LimitedProtocol,
         ws="none",
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         limit_concurrency=MAX_CONNECTIONS,
+        backlog=MAX_CONNECTIONS // 2,  # accepted at once: none of them is closed before it is read
         timeout_keep_alive=_IDLE_S,
         server_header=False,
         log_config=None,
@@ -66,6 +91,7 @@ def api_server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
     """The configuration of uvicorn for the API: more connections, and time to end what is being answered."""
     config = server_config(app, host, port)
     config.limit_concurrency = _API_CONNECTIONS
+    config.backlog = _API_CONNECTIONS // 2
     config.timeout_keep_alive = _API_IDLE_S
     config.timeout_graceful_shutdown = _API_STOP_S
     return config

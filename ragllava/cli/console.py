@@ -39,7 +39,8 @@ def base_url(settings: Settings) -> str:
     from ragllava.local.ports import API_PORT
     from ragllava.local.services import LocalServices
 
-    return f"http://127.0.0.1:{LocalServices(settings).api_port or API_PORT}"
+    address = LocalServices(settings).api
+    return f"http://{address.shown if address is not None else f'127.0.0.1:{API_PORT}'}"
 
 
 def job_path(job_id: int) -> str:

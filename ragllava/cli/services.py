@@ -25,6 +25,7 @@ from ragllava.local.services import (
     API,
     RECEIVER,
     LocalServices,
+    ServerAddress,
     ServiceStatus,
     server_problem,
     service_status,
@@ -94,18 +95,16 @@ def running_system(
             api_url=running.api_database(),
         )
         with Client(running, name="ragllava-up", pool_size=1) as client:
-            servers = {RECEIVER: services.receiver_port}
+            servers = {RECEIVER: services.receiver}
             if running.api_database() is not None:
-                servers[API] = services.api_port
+                servers[API] = services.api
 
             def is_ready(name: str, running_for_s: float) -> bool:
-                if name in servers:
-                    return server_problem(servers[name]) is None
+                if (address := servers.get(name)) is not None:
+                    return server_problem(address) is None
                 return has_reported_ready(client, name, running_for_s)
 
-            # The receiver takes events at the port to which the embedded object store sends them.
-            commands = {RECEIVER: "receiver", API: "serve"}
-            specs = [*specs, *(_server_spec(name, commands[name], port) for name, port in servers.items())]
+            specs += [_server_spec(name, address) for name, address in servers.items() if address is not None]
             fleet = WorkerFleet(services.home, specs, is_ready=is_ready)
             try:
                 fleet.start()
@@ -119,8 +118,9 @@ def running_system(
         echo("stopped")
 
 
-def _server_spec(name: str, command: str, port: int | None) -> WorkerSpec:
-    return WorkerSpec(name, (sys.executable, "-m", "ragllava", command, "--port", str(port)))
+def _server_spec(name: str, address: ServerAddress) -> WorkerSpec:
+    command = {RECEIVER: "receiver", API: "serve"}[name]
+    return WorkerSpec(name, (sys.executable, "-m", "ragllava", command, *address.options))
 
 
 def down(settings: Settings, echo: Echo) -> None:

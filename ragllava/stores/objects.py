@@ -1,14 +1,13 @@
 """Bytes in an S3 bucket: pictures under their hash, everything else under a named key (docs/reliability.md D13).
 
-This is the only module that imports the minio SDK, and it uses plain S3 only. Content is addressed by its hash: an
-object under `sha256/…` is verified against its address whenever it is read. An ETag is never used as a hash: after a
+Only this module and `s3_client.py` import the minio SDK, and they use plain S3 only. Content is addressed by its hash:
+an object under `sha256/…` is verified against its address whenever it is read. An ETag is never used as a hash: after a
 multipart upload it is not one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import threading
@@ -20,9 +19,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import certifi
-import urllib3
-from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error, ServerError
 from minio.helpers import check_bucket_name, check_object_name
@@ -38,6 +34,7 @@ from ragllava.errors import (
     UsageError,
 )
 from ragllava.settings import Settings
+from ragllava.stores import s3_client
 from ragllava.whole_files import file_sha256
 
 MAX_KEY_BYTES = 1_024  # the limit of S3, in UTF-8
@@ -114,27 +111,9 @@ class ObjectStore:
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError when the endpoint or a key is not set."""
-        if settings.s3_endpoint is None or settings.s3_access_key is None or settings.s3_secret_key is None:
-            raise SettingsError(
-                "no object store: start the embedded services with `ragllava up`, or set RAGLLAVA_S3_ENDPOINT, "
-                "RAGLLAVA_S3_ACCESS_KEY and RAGLLAVA_S3_SECRET_KEY"
-            )
+        self._client = s3_client.make_client(settings)
         self.bucket = settings.s3_bucket
         self._endpoint = settings.s3_endpoint
-        try:
-            self._client = Minio(
-                settings.s3_endpoint,
-                access_key=settings.s3_access_key,
-                secret_key=settings.s3_secret_key.get_secret_value(),
-                secure=settings.s3_secure,
-                region=settings.s3_region,
-                http_client=_connection_pool(),
-            )
-        except ValueError as error:
-            raise SettingsError(
-                f"RAGLLAVA_S3_ENDPOINT={settings.s3_endpoint}: {error}; "
-                "give host:port, and RAGLLAVA_S3_SECURE=true for https"
-            ) from None
         self._has_bucket = False
         self._bucket_lock = threading.Lock()
 
@@ -426,14 +405,3 @@ def _too_large(bucket: str, key: str, max_bytes: int) -> UsageError:
 def _short(key: str) -> str:
     """A key for a message."""
     return key if len(key) <= 200 else f"{key[:200]}…"
-
-
-def _connection_pool() -> urllib3.PoolManager:
-    # The SDK's own pool waits five minutes, six times: half an hour for a store that does not answer.
-    return urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=3, read=30),
-        maxsize=16,
-        cert_reqs="CERT_REQUIRED",
-        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
-        retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
-    )

@@ -8,11 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,11 +22,13 @@ import pytest
 from ragllava.client import Client
 from ragllava.jobs.control import JobView
 from ragllava.postcards.archive import PostcardArchive, draw_archive, write_archive
+from tests.support.strangers import flood, needs_namespaces, needs_root
 from tests.support.terminal import Terminal, Typed, running_system, terminal
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
+FLOOD_S = 6.0
 FEW = ("--top-k", "8")  # candidates for each question, to save time
 DRAWN = draw_archive(seed=77, images=40, questions=12)
 
@@ -324,6 +328,29 @@ def test_status_and_doctor_find_nothing_wrong_and_print_no_password(shell: Termi
     assert settings.s3_secret_key is not None
     for secret in (settings.require_database(), settings.require_redis(), settings.s3_secret_key.get_secret_value()):
         assert re.sub(r".*://[^:]*:(.*)@.*", r"\1", secret) not in printed
+
+
+@needs_root
+@needs_namespaces
+def test_a_flood_of_connections_of_another_account_stops_no_job(shell: Terminal, answered: int) -> None:
+    """To every port on which a process of the system listens, and to every socket of the home."""
+    processes = shell.processes()
+    listening = {
+        connection.laddr.port
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    sockets = [path for path in shell.home.rglob("*") if path.is_socket()]
+    write_archive(shell.folder / "late", draw_archive(seed=78, images=8, questions=1))
+    with flood(sorted(listening), sockets):
+        time.sleep(FLOOD_S)  # until it has taken what it can
+        ingested = shell.run("ingest", "late/pictures", "--archive", "late")
+        submitted = shell.run("submit", "questions.csv", "--archive", "cards", *FEW, "--wait")
+        status = shell.run("status")
+    assert ingested.code == 0, ingested
+    assert submitted.code == 0 and "12 questions" in submitted.out, submitted
+    assert status.code == 0, status
 
 
 def test_the_demo_uses_the_system_that_runs_and_leaves_it_running(shell: Terminal) -> None:

@@ -22,7 +22,7 @@ from ragllava.local.home import Home
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import shards
 from tests.chaos.registry import SHORT_S, expect_completed, fault, other_job, redis_of
-from tests.chaos.system import ARCHIVE, SERVICES, System
+from tests.chaos.system import ARCHIVE, System
 from tests.support import strangers
 
 # Messages.
@@ -84,15 +84,18 @@ def _forge_submits(system: System) -> None:
 # Other accounts of the machine.
 
 
-@fault("stranger", "another account tries to hold `up.lock`, asks every inner port, and keeps connections open")
+@fault("stranger", "another account tries to hold `up.lock`, asks every port, and floods ports and sockets")
 def _stranger(system: System) -> None:
     state = system.home.load_state().ports
-    ports = [port for name in SERVICES for port in state[name]] + [port + 10_000 for port in state["s3"]]
+    ports = [port for chosen in state.values() for port in chosen] + [port + 10_000 for port in state["s3"]]
     is_root = os.geteuid() == 0  # nobody else can become another account
     reach = partial(_reach, system.home if is_root else None, ports)
     system.folder.chmod(0o755)  # as the folders of most people
     try:
         reached = strangers.as_nobody(reach) if is_root else reach()
+        if is_root:
+            with strangers.flood(ports, [path for path in system.home.root.rglob("*") if path.is_socket()]):
+                time.sleep(SHORT_S)
     finally:
         system.folder.chmod(0o700)
     assert reached == [], f"another account reached {reached}"
@@ -101,7 +104,6 @@ def _stranger(system: System) -> None:
 def _reach(home: Home | None, ports: list[int]) -> list[str]:
     """What an account without a password gets, within a few seconds."""
     reached: list[str] = []
-    kept: list[socket.socket] = []
     with suppress(OSError):
         if home is not None:
             with home.lock_file.open() as file:
@@ -109,15 +111,10 @@ def _reach(home: Home | None, ports: list[int]) -> list[str]:
                 reached.append("up.lock")
     for port in ports:
         for request in (b"GET /dir/status HTTP/1.0\r\n\r\n", b"PING\r\n", b""):
-            with suppress(OSError):
-                client = socket.create_connection(("127.0.0.1", port), timeout=1.0)
-                kept.append(client)  # open until the end
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0) as client:
                 client.sendall(request)
                 if request and (client.recv(12) in (b"HTTP/1.0 200", b"HTTP/1.1 200", b"+PONG\r\n")):
                     reached.append(f"port {port}")
-    time.sleep(SHORT_S)
-    for client in kept:
-        client.close()
     return reached
 
 

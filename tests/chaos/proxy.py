@@ -1,12 +1,13 @@
-"""A TCP proxy whose network can be cut, silent, or half open."""
+"""A proxy between Unix sockets, as a network that can be cut, silent, or half open."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _CHUNK = 2**16
@@ -27,12 +28,12 @@ class _Link:
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1; `upstream` tells the port of the service at each new connection.
+    """Listens at the socket `path` and leads to the socket `upstream`, which need not exist yet.
 
     It runs in a thread of its own. Its methods return when they have taken effect.
     """
 
-    def __init__(self, upstream: Callable[[], int]) -> None:
+    def __init__(self, path: Path, upstream: Path) -> None:
         self._upstream = upstream
         self._links: set[_Link] = set()
         self._deaf: set[_Link] = set()  # silent for ever
@@ -41,8 +42,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
         self._accepts: asyncio.Event = self._call(_set_event())
-        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._server = self._call(asyncio.start_unix_server(self._serve, path))
 
     def cut(self) -> None:
         """Break every connection, and refuse new ones until `heal`."""
@@ -105,7 +105,7 @@ class Proxy:
             return
         await self._accepts.wait()
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._upstream())
+            far_reader, far_writer = await asyncio.open_unix_connection(self._upstream)
         except OSError:
             writer.transport.abort()
             return

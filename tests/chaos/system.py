@@ -131,11 +131,9 @@ class System:
     def _answers(self, name: str) -> bool:
         if not self.service(name):
             return False
-        try:
-            with socket.create_connection(("127.0.0.1", _port_of(self.home, name)()), timeout=1.0):
-                return True
-        except OSError:
-            return False
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(1.0)
+            return client.connect_ex(str(_service(self.home, name).socket)) == 0
 
     def _is_ready(self, name: str, age_s: float | None) -> bool:
         """Whether a ready row of this age is that of a worker which the present `ragllava up` has started."""
@@ -171,7 +169,7 @@ class System:
 
     def service(self, name: str) -> list[psutil.Process]:
         """The processes of a service, the main one first."""
-        main = SERVICES[name](self.home, self.home.load_secrets(), []).find()
+        main = _service(self.home, name).find()
         return [main, *main.children(recursive=True)] if main is not None else []
 
     def everything(self) -> list[psutil.Process]:
@@ -223,13 +221,19 @@ def running_system(seed: int, *, keep: bool = False) -> Iterator[System]:
     root = Path(tempfile.mkdtemp(prefix="ragllava-chaos-"))
     home = Home(root / "home")
     home.prepare()
-    secrets = home.load_secrets()
-    ports = {name: _port_of(home, name) for name in SERVICES}
-    proxies = {name: Proxy(port) for name, port in ports.items()}
+    proxies: dict[str, Proxy] = {}
     through: dict[str, str] = {}
-    for name, kind in SERVICES.items():
-        addresses = kind(home, secrets, [proxies[name].port]).settings()
-        through |= {key: value for key, value in addresses.items() if key != "database_owner_url"}
+    for name in SERVICES:
+        socket_path = _service(home, name).socket
+        folder = root / "proxies" / name
+        folder.mkdir(mode=0o700, parents=True)
+        proxies[name] = Proxy(folder / socket_path.name, socket_path)
+        addresses = _service(home, name).settings()
+        through |= {
+            key: value.replace(str(socket_path.parent), str(folder))
+            for key, value in addresses.items()
+            if key != "database_owner_url"
+        }
     temporary = root / "temporary"
     temporary.mkdir()
     for_workers = {f"RAGLLAVA_{key.upper()}": value for key, value in through.items()}
@@ -261,11 +265,7 @@ def _announced(system: System) -> bool:
     return bool(system.home.load_state().settings)
 
 
-def _port_of(home: Home, name: str) -> Callable[[], int]:
-    def port() -> int:
-        ports = home.load_state().ports.get(name)
-        if not ports:
-            raise OSError(f"{name} has no port yet")
-        return ports[0]
-
-    return port
+def _service(home: Home, name: str) -> EmbeddedService:
+    """One of the services; its ports are of no use here."""
+    kind = SERVICES[name]
+    return kind(home, home.load_secrets(), [0] * kind.port_count)

@@ -9,6 +9,7 @@ from io import BytesIO
 from minio import Minio
 
 from ragllava.settings import Settings
+from ragllava.stores.s3_client import make_client
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,7 @@ class Bucket:
 
 def make_bucket(settings: Settings, suffix: str = "pictures") -> Bucket:
     """Make a bucket with the minio SDK."""
-    assert settings.s3_endpoint and settings.s3_secret_key
-    client = Minio(
-        settings.s3_endpoint,
-        access_key=settings.s3_access_key,
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        secure=settings.s3_secure,
-        region=settings.s3_region,
-    )
+    client = make_client(settings)
     made = Bucket(f"{settings.s3_bucket}-{suffix}"[:63], client)
     client.make_bucket(made.name)
     return made

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import cast
 
 import psycopg
-from minio import Minio
 from sqlalchemy import Engine, text
 
 from ragllava.settings import Settings
+from ragllava.stores.s3_client import make_client
 
 
 def database_dump(engine: Engine) -> Iterator[tuple[str, bytes]]:
@@ -27,14 +27,7 @@ def database_dump(engine: Engine) -> Iterator[tuple[str, bytes]]:
 
 def buckets(settings: Settings) -> Iterator[tuple[str, bytes]]:
     """Each object of the test's buckets, its key before its bytes."""
-    assert settings.s3_endpoint and settings.s3_secret_key
-    client = Minio(
-        settings.s3_endpoint,
-        access_key=settings.s3_access_key,
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        secure=settings.s3_secure,
-        region=settings.s3_region,
-    )
+    client = make_client(settings)
     for bucket in client.list_buckets():
         if not bucket.name.startswith(settings.s3_bucket):
             continue

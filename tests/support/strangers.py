@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import pwd
+import signal
+import socket
 import subprocess
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from ragllava.local.processes import run_as
+from ragllava.local.secluded import why_not_secluded
 
 T = TypeVar("T")
 
 ACCOUNT = "nobody"
+needs_namespaces = pytest.mark.skipif(why_not_secluded([]) is not None, reason="this system allows no namespaces")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason=f"only root can become {ACCOUNT}")
+
+
+def _become_nobody() -> None:
+    entry = pwd.getpwnam(ACCOUNT)
+    os.setgroups([])
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
 
 
 def as_nobody(work: Callable[[], T]) -> T:
     """The result of `work` in a child process that runs as `nobody`; what it raises is raised here."""
-    entry = pwd.getpwnam(ACCOUNT)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException), os.fdopen(writer, "wb") as answers:
             try:
-                os.setgroups([])
-                os.setgid(entry.pw_gid)
-                os.setuid(entry.pw_uid)
+                _become_nobody()
                 outcome: tuple[bool, object] = (True, work())
             except Exception as error:  # noqa: BLE001 - raised again in the test
                 outcome = (False, error)
@@ -46,6 +58,44 @@ def as_nobody(work: Callable[[], T]) -> T:
     if not succeeded:
         raise value
     return value  # type: ignore[no-any-return]
+
+
+@contextmanager
+def flood(ports: Sequence[int], paths: Sequence[Path], processes: int = 2, kept: int = 6_000) -> Iterator[None]:
+    """`nobody` opens connections to all of these ports and sockets during the block, and new ones for those that are
+    closed: each of some processes keeps so many."""
+    children = []
+    try:
+        for _ in range(processes):
+            child = os.fork()
+            if child == 0:
+                with contextlib.suppress(BaseException):
+                    _become_nobody()
+                    _open_connections(ports, [str(path) for path in paths], kept)
+                os._exit(0)
+            children.append(child)
+        yield
+        assert all(os.waitpid(child, os.WNOHANG)[0] == 0 for child in children), "the flood ended early"
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+
+
+def _open_connections(ports: Sequence[int], paths: Sequence[str], kept: int) -> None:
+    targets = itertools.cycle([*(("127.0.0.1", port) for port in ports), *paths])
+    opened: deque[socket.socket] = deque()
+    while True:
+        for target in itertools.islice(targets, 50):
+            if len(opened) >= kept:
+                opened.popleft().close()  # by now probably closed by the other side
+            with contextlib.suppress(OSError):
+                client = socket.socket(socket.AF_UNIX if isinstance(target, str) else socket.AF_INET)
+                client.setblocking(False)
+                opened.append(client)
+                client.connect(target)
+        time.sleep(0.01)
 
 
 def run_as_nobody(command: list[str], input_text: str = "", timeout_s: float = 20.0) -> str:

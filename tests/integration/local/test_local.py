@@ -12,12 +12,11 @@ import stat
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -29,8 +28,12 @@ from sqlalchemy.pool import NullPool
 
 from ragllava.cli import services as commands
 from ragllava.errors import AlreadyRunning, ServiceUnavailable, SettingsError
-from ragllava.local.home import Home, HomeLock
+from ragllava.local.home import Home, HomeLock, ServicesState
+from ragllava.local.ports import Ports
+from ragllava.local.postgres import PostgresService
 from ragllava.local.processes import is_alive, processes_in
+from ragllava.local.redis_server import RedisService
+from ragllava.local.secluded import why_not_secluded
 from ragllava.local.services import LocalServices, service_status
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.objects import ObjectStore
@@ -141,16 +144,22 @@ def test_pgvector_is_there_and_new_enough(home: Path) -> None:
 
 
 def test_services_are_closed_to_others(home: Path) -> None:
-    """They listen on loopback only, require passwords, and show no secret in a command line or a readable file."""
+    """They have Unix sockets, and a port for other programs; require passwords; and show no secret in a command line or
+    a readable file."""
     with started(home) as (_, running):
         processes = [psutil.Process(pid) for pids in service_pids(home).values() for pid in pids]
         listeners = {
-            connection.laddr.ip
+            (connection.laddr.ip, connection.laddr.port)
             for process in processes
             for connection in process.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN
         }
-        assert listeners == {"127.0.0.1"}
+        ports = Home(home).load_state().ports["s3"]
+        if why_not_secluded([]) is None:
+            ports = ports[:1]
+        assert {("127.0.0.1", port) for port in ports} <= listeners
+        assert {address for address, _ in listeners} == {"127.0.0.1"}
+        assert len(listeners) == 1 or len(ports) > 1
 
         secrets = Home(home).load_secrets()
         words = " ".join(word for process in processes for word in process.cmdline())
@@ -166,25 +175,21 @@ def test_services_are_closed_to_others(home: Path) -> None:
         assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
         assert stat.S_IMODE((home / "data" / "postgres").stat().st_mode) == 0o700
 
-        _refuses_strangers(running, Home(home).load_state().ports["s3"])
+        _require_passwords(running)
 
 
-def _refuses_strangers(running: Settings, s3_ports: list[int]) -> None:
+def _require_passwords(running: Settings) -> None:
     for role in ("ragllava", "ragllava_app"):
         wrong = SecretStr(f"postgresql://{role}:guess@{_host(running)}")
         with pytest.raises(OperationalError, match="password authentication failed"):
             sql(running.model_copy(update={"database_owner_url": wrong}), "SELECT 1")
     with (
-        redis.Redis(port=int(running.require_redis().rsplit(":", 1)[1].split("/")[0])) as client,
+        redis.Redis(unix_socket_path=urlsplit(running.require_redis()).path) as client,
         pytest.raises(redis.AuthenticationError),
     ):
         client.ping()
     with pytest.raises(SettingsError):
         ObjectStore(running.model_copy(update={"s3_secret_key": SecretStr("guess")})).ensure_bucket()
-    for port in s3_ports[1:]:  # the inner ports speak TLS with each other only
-        with pytest.raises(urllib.error.HTTPError, match="400") as refusal:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
-        refusal.value.close()
 
 
 def _host(settings: Settings) -> str:
@@ -260,15 +265,17 @@ def test_a_killed_server_is_revived_with_its_data(home: Path) -> None:
 def test_a_stale_lock_with_a_strangers_pid_does_not_stop_postgres(home: Path) -> None:
     services = LocalServices(bare_settings(home))
     services.start()
-    lock = home / "data" / "postgres" / "postmaster.pid"
-    content = lock.read_text().split("\n")
+    locks = [home / "data" / "postgres" / name for name in ("postmaster.pid", f"{PostgresService.socket_name}.lock")]
+    contents = [lock.read_text().split("\n")[1:] for lock in locks]
     services.stop()
     # Postgres takes only processes of its own account for a living server.
-    account = pwd.getpwuid(lock.parent.stat().st_uid).pw_name if os.geteuid() == 0 else None
+    owner = locks[0].parent.stat()
+    account = pwd.getpwuid(owner.st_uid).pw_name if os.geteuid() == 0 else None
     stranger = subprocess.Popen(["sleep", "600"], user=account)
     try:
-        lock.write_text("\n".join([str(stranger.pid), *content[1:]]))
-        shutil.chown(lock, lock.parent.stat().st_uid, lock.parent.stat().st_gid)
+        for lock, lines in zip(locks, contents, strict=True):
+            lock.write_text("\n".join([str(stranger.pid), *lines]))
+            shutil.chown(lock, owner.st_uid, owner.st_gid)
         running = services.start()
         try:
             assert sql(running, "SELECT 1") == 1
@@ -294,15 +301,55 @@ def test_a_taken_port_is_replaced(home: Path) -> None:
     services.stop()
     with socket.socket() as occupant:
         occupant.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        occupant.bind(("127.0.0.1", int(_host(first).split(":")[1].split("/")[0])))
+        occupant.bind(("127.0.0.1", int(str(first.s3_endpoint).split(":")[1])))
         occupant.listen()
         second = services.start()
         try:
-            assert _host(second) != _host(first)
-            assert second.redis_url == first.redis_url
-            assert sql(second, "SELECT 1") == 1
+            assert second.s3_endpoint != first.s3_endpoint
+            assert second.s3_socket == first.s3_socket
+            assert ObjectStore(second).exists("nothing") is False
         finally:
             services.stop()
+
+
+def test_a_home_with_a_long_path_has_short_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of a socket has at most 107 bytes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
+    parent = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
+    try:
+        with started(parent / ("long-" * 40)) as (_, running):
+            assert sql(running, "SELECT 1") == 1
+            with redis.Redis.from_url(running.require_redis()) as client:
+                assert client.ping()
+            assert all(status.answers for status in service_status(running))
+    finally:
+        shutil.rmtree(parent)
+
+
+def test_what_an_earlier_version_left_running_is_replaced(home: Path) -> None:
+    """It listened on ports, which its file names, and had no socket."""
+    with started(home):
+        pass
+    [port] = Ports().choose([], 1)
+    folder = home / "data" / "redis"
+    Home(home).save_state(ServicesState({"redis_url": f"redis://:x@127.0.0.1:{port}/0"}, {"redis": [port]}))
+    command = [str(RedisService.find_program()), "--port", str(port), "--dir", str(folder)]
+    old = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        wait_for("the older server", lambda: bool(processes_in(folder, "redis-server")), 30)
+        services = LocalServices(load_settings(home=home))
+        assert services.given == []
+        running = services.start()
+        try:
+            assert old.wait(30) is not None
+            with redis.Redis.from_url(running.require_redis()) as client:
+                assert client.ping()
+            assert "redis" not in Home(home).load_state().ports
+        finally:
+            services.stop()
+    finally:
+        old.kill()
+        old.wait()
 
 
 def test_a_server_that_does_not_start_says_why_and_takes_the_others_down() -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import fcntl
 import http.client
 import os
+import pwd
 import shutil
 import socket
 import ssl
 import stat
-import struct
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +24,31 @@ import psutil
 import psycopg
 import pytest
 import redis
-from sqlalchemy import make_url
+from sqlalchemy import text
 
+from ragllava.errors import ServiceUnavailable
 from ragllava.local.home import Home
 from ragllava.local.processes import processes_in
 from ragllava.local.seaweed import SeaweedService
 from ragllava.local.services import LocalServices
 from ragllava.settings import Settings
+from ragllava.stores.database import make_engine
 from ragllava.stores.objects import ObjectStore
-from tests.support.strangers import as_nobody, needs_root, openable_below, run_as_nobody
+from tests.support.strangers import (
+    ACCOUNT,
+    as_nobody,
+    flood,
+    needs_namespaces,
+    needs_root,
+    openable_below,
+    run_as_nobody,
+)
 
 pytestmark = needs_root
 
 SECRET = b"a picture that nobody may see"
+FLOOD_S = 8.0  # longer than PostgreSQL waits for a password, which was 5 s, so that connections pile up
+_PARTS = ("s3", "master", "volume", "filer", "admin")
 
 
 @dataclass(frozen=True)
@@ -43,33 +56,53 @@ class RunningHome:
     """Services that run, in a home whose parent folder is private, and an object in their store."""
 
     parent: Path
-    home: Home
+    services: LocalServices
     settings: Settings
     key: str
 
+    @property
+    def home(self) -> Home:
+        """Its folders."""
+        return self.services.home
+
     def ports(self) -> dict[str, int]:
         """The ports of the parts of the store by name; those for gRPC too."""
-        names = ("s3", "master", "volume", "filer", "admin")
-        ports = dict(zip(names, self.home.load_state().ports["s3"], strict=True))
+        ports = dict(zip(_PARTS, self.home.load_state().ports["s3"], strict=True))
         return ports | {f"{name} gRPC": port + 10_000 for name, port in ports.items()}
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[RunningHome]:
-    """One home for all tests of this module; its parent is closed to others before and after."""
+@contextmanager
+def _running_home(*, secluded: bool) -> Iterator[RunningHome]:
+    """A home of its own; its parent is closed to others before and after."""
     parent = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
     services = LocalServices(Settings(home=parent / "home"))
     try:
-        settings = services.start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SeaweedService, "secluded", secluded)
+            settings = services.start()
         objects = ObjectStore(settings)
         key = objects.put_content(SECRET, "image/png")
         objects.put("jobs/1/results.jsonl", SECRET)
-        yield RunningHome(parent, services.home, settings, key)
+        yield RunningHome(parent, services, settings, key)
     finally:
         services.stop()
         assert stat.S_IMODE(parent.stat().st_mode) == 0o700
         assert os.listxattr(parent) == [], "the list of the private folder was not restored"
         shutil.rmtree(parent)
+
+
+@pytest.fixture(scope="module")
+def secluded() -> Iterator[RunningHome]:
+    """One home for all tests that use it."""
+    with _running_home(secluded=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[RunningHome]:
+    """As `secluded`, on a system that allows no namespaces: the ports of the store can be connected to."""
+    with _running_home(secluded=False) as made:
+        yield made
 
 
 def test_folders_above_a_home_stay_closed(running: RunningHome) -> None:
@@ -103,8 +136,9 @@ def test_the_lock_cannot_be_held(running: RunningHome) -> None:
 
 
 def test_the_sockets_of_the_store_cannot_be_opened(running: RunningHome) -> None:
-    [store] = [process for process in processes_in(running.home.data / "s3") if process.name() == "weed"]
-    paths = {str(connection.laddr) for connection in store.net_connections("unix") if connection.laddr}
+    folder = running.home.data / "s3"
+    [store] = [process for process in processes_in(folder) if process.name() == "weed"]
+    paths = {str(folder / str(connection.laddr)) for connection in store.net_connections("unix") if connection.laddr}
     assert paths, "the store has no unix socket any more: remove this test"
 
     def openable() -> list[str]:
@@ -222,49 +256,93 @@ def test_grpc_needs_a_certificate(running: RunningHome) -> None:
     assert [name for name, kind in answers.items() if kind == b"\x04"] == []
 
 
-def test_the_database_and_the_queue_require_their_passwords(running: RunningHome) -> None:
-    database = running.settings.require_database().split("@")[1]
-    queue_port = int(running.settings.require_redis().rsplit(":", 1)[1].split("/")[0])
+def test_the_services_cannot_be_reached(secluded: RunningHome) -> None:
+    """Not with the right passwords either: no connection is made, so none of theirs is used up."""
+    settings, home = secluded.settings, secluded.home
 
     def reached() -> list[str]:
         opened = []
-        for role in ("ragllava", "ragllava_app", "postgres", "nobody"):
-            for password in ("", "ragllava"):
-                try:
-                    psycopg.connect(f"postgresql://{role}:{password}@{database}", connect_timeout=3).close()
-                except psycopg.OperationalError:
-                    continue
-                opened.append(role)
-        with redis.Redis(port=queue_port) as client:
-            for command in ("PING", "KEYS *", "CONFIG GET dir", "SHUTDOWN NOSAVE"):
-                try:
-                    client.execute_command(*command.split())
-                except redis.AuthenticationError:
-                    continue
-                opened.append(command)
-        return opened
+        for name, url in (("database", settings.require_database()), ("owner", settings.require_database_owner())):
+            with suppress(psycopg.OperationalError):
+                psycopg.connect(url.replace("+psycopg", ""), connect_timeout=3).close()
+                opened.append(name)
+        with suppress(redis.ConnectionError), redis.Redis.from_url(settings.require_redis()) as client:
+            client.ping()
+            opened.append("queue")
+        with suppress(ServiceUnavailable):
+            ObjectStore(settings).ensure_bucket()
+            opened.append("store")
+        sockets = ("postgres/.s.PGSQL.5432", "redis/redis.sock", "s3/s3.sock", "s3/filer.sock")
+        return opened + [path for path in sockets if _connects(str(home.data / path))]
 
-    assert as_nobody(reached) == []
+    secluded.parent.chmod(0o755)
+    try:
+        assert as_nobody(reached) == []
+    finally:
+        secluded.parent.chmod(0o700)
 
 
-def test_connections_that_do_not_log_in_are_closed(running: RunningHome) -> None:
-    """Each takes one of the server's connections; PostgreSQL would wait for a minute, and Redis for ever."""
-    database = make_url(running.settings.require_database())
-    queue = make_url(running.settings.require_redis())
-    begin = b"user\0ragllava_app\0database\0ragllava\0\0"
-    startup = struct.pack("!II", len(begin) + 8, 196_608) + begin
+@needs_namespaces
+def test_of_the_store_only_the_port_for_other_programs_can_be_connected_to(secluded: RunningHome) -> None:
+    def connected() -> list[str]:
+        return [name for name, port in secluded.ports().items() if _accepts(port)]
 
-    def closed_after_s() -> float:
-        with socket.create_connection(("127.0.0.1", database.port or 0), timeout=30) as client:
-            client.sendall(startup)
-            started = time.monotonic()
-            while client.recv(1000):
-                pass
-            return time.monotonic() - started
+    assert as_nobody(connected) == ["s3"]
+    objects = ObjectStore(secluded.settings)
+    objects.put("jobs/1/results.jsonl", SECRET)
+    with urllib.request.urlopen(objects.presigned_url("jobs/1/results.jsonl", expires_s=60), timeout=10) as answer:
+        assert answer.read() == SECRET
 
-    assert as_nobody(closed_after_s) < 30
-    with redis.Redis(port=queue.port or 0, password=queue.password) as client:
-        assert client.config_get("timeout") == {"timeout": "60"}
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(3)
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@needs_namespaces
+def test_the_names_of_the_stores_sockets_cannot_be_taken(secluded: RunningHome) -> None:
+    """SeaweedFS makes sockets with fixed names in /tmp, and does without a part of itself where it cannot."""
+    taken = [f"/tmp/seaweedfs-{part}-grpc-{port}.sock" for part in _PARTS for port in secluded.ports().values()]
+
+    def take() -> None:
+        for path in taken:
+            Path(path).touch()
+
+    as_nobody(take)
+    try:
+        secluded.services.stop()
+        settings = secluded.services.start()
+        assert ObjectStore(settings).get_content(secluded.key) == SECRET
+        assert all(Path(path).stat().st_uid == pwd.getpwnam(ACCOUNT).pw_uid for path in taken)
+    finally:
+        for path in taken:
+            Path(path).unlink()
+
+
+@needs_namespaces
+def test_a_flood_of_connections_stops_nothing(secluded: RunningHome) -> None:
+    """To every port that is open, and to every socket of the home, even where the folder above lets everybody pass."""
+    settings = secluded.settings
+    objects, database = ObjectStore(settings), make_engine(settings.require_database(), pool_size=1)
+    sockets = [path for path in secluded.home.root.rglob("*") if path.is_socket()]
+    secluded.parent.chmod(0o755)
+    try:
+        with flood([port for port in secluded.ports().values() if _accepts(port)], sockets):
+            deadline = time.monotonic() + FLOOD_S
+            while time.monotonic() < deadline:
+                with database.connect() as connection:
+                    assert connection.scalar(text("SELECT 1")) == 1
+                database.dispose()  # the next one is a new connection
+                with redis.Redis.from_url(settings.require_redis(), socket_timeout=5) as client:
+                    assert client.ping()
+                assert ObjectStore(settings).get_content(secluded.key) == SECRET
+            # What other programs use is crowded, but whoever asks for something gets it.
+            with urllib.request.urlopen(objects.presigned_url("jobs/1/results.jsonl"), timeout=20) as answer:
+                assert answer.read() == SECRET
+    finally:
+        database.dispose()
+        secluded.parent.chmod(0o700)
 
 
 def test_secrets_are_in_no_process_list(running: RunningHome) -> None:

@@ -135,7 +135,7 @@ def test_what_no_worker_would_load_is_not_published(objects: ObjectStore, folder
 
 
 def test_a_store_that_is_away_is_worth_a_retry(settings: Settings, cache: Path) -> None:
-    nowhere = ObjectStore(settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"}))
+    nowhere = ObjectStore(settings.model_copy(update={"s3_endpoint": "127.0.0.1:9", "s3_socket": None}))
     with pytest.raises(ServiceUnavailable):
         fetch_adapter(nowhere, "ab" * 32, cache)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, make_url, select, text
 
 from ragllava.errors import ServiceUnavailable
+from ragllava.local.postgres import PostgresService
 from ragllava.records import FileStatus
 from ragllava.settings import Settings
 from ragllava.stores import database, sessions
@@ -127,13 +130,21 @@ def short_engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterato
         engine.dispose()
 
 
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder with a path that is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="ragllava-tests-") as name:
+        yield Path(name)
+
+
 @pytest.mark.parametrize("run", [in_transaction, read_at_once])
 def test_a_connection_on_which_nothing_arrives_is_replaced(
-    settings: Settings, short_engine: Callable[[str], Engine], run: Run
+    settings: Settings, short_engine: Callable[[str], Engine], run: Run, sockets: Path
 ) -> None:
     url = make_url(settings.require_database())
-    with closing(Proxy(lambda: url.port or 0)) as proxy:
-        engine = short_engine(url.set(port=proxy.port).render_as_string(hide_password=False))
+    server = Path(str(url.query["host"])) / PostgresService.socket_name
+    with closing(Proxy(sockets / server.name, server)) as proxy:
+        engine = short_engine(url.update_query_dict({"host": str(sockets)}).render_as_string(hide_password=False))
         attempts: list[int] = []
         results: list[object] = []
 

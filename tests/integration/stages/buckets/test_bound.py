@@ -434,7 +434,9 @@ def test_a_scan_of_a_bucket_that_is_gone_retires_nothing(bucketful: Bound) -> No
 def test_an_unavailable_store_keeps_the_events(bucketful: Bound) -> None:
     bucketful.bucket.put("in/a.png", png(1))
     bucketful.event("in/a.png")
-    nowhere = ObjectStore(bucketful.workshop.settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"}))
+    nowhere = ObjectStore(
+        bucketful.workshop.settings.model_copy(update={"s3_endpoint": "127.0.0.1:9", "s3_socket": None})
+    )
     processed = sync.process_events(bucketful.workshop.engine, bucketful.workshop.settings, nowhere)
     assert (processed.change_events, processed.kept) == (1, 1)
     bucketful.follow()

@@ -351,7 +351,7 @@ def test_an_outbox_that_is_not_there_costs_no_result(office: Office) -> None:
 def test_a_store_that_is_away_is_worth_a_retry(office: Office, settings: Settings) -> None:
     etag = office.put("q.jsonl", lines(*GOOD))
     healthy = office.objects
-    office.objects = Store(settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"}))
+    office.objects = Store(settings.model_copy(update={"s3_endpoint": "127.0.0.1:9", "s3_socket": None}))
     with pytest.raises(ServiceUnavailable):
         office.take("q.jsonl", etag)
     office.objects = Store(settings.model_copy(update={"s3_access_key": "stranger"}))

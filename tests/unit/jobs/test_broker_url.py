@@ -1,0 +1,19 @@
+"""The address of the queue in the forms of redis-py and of Celery."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import SecretStr
+
+from ragllava.settings import Settings
+from workers.app import broker_url
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@host:6379/3", "rediss://user:secret@host/3?ssl_cert_reqs=required"])
+def test_addresses_over_tcp_stay_as_they_are(url: str) -> None:
+    assert broker_url(Settings(redis_url=SecretStr(url))) == url
+
+
+def test_a_socket_has_the_form_of_kombu() -> None:
+    url = broker_url(Settings(redis_url=SecretStr("unix://:secret@/run/a%20b/redis.sock?db=3")))
+    assert url == "redis+socket://:secret@/run/a%20b/redis.sock?virtual_host=3"

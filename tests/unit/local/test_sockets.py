@@ -1,0 +1,58 @@
+"""The paths by which sockets of a home are reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ragllava.errors import SettingsError
+from ragllava.local.sockets import short_path
+
+SOCKET = "data/postgres/.s.PGSQL.5432"
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of links, which is not made yet."""
+    folder = Path("/tmp/c")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def test_a_short_path_is_its_own(cache: Path) -> None:
+    root = Path("/home/alice/.local/share/ragllava")
+    assert short_path(root, root / SOCKET) == root / SOCKET
+    assert not cache.exists()
+
+
+def test_a_long_path_leads_through_a_link_that_follows_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ragllava.local.sockets._links_folder", lambda: tmp_path / "links")
+    monkeypatch.setattr("ragllava.local.sockets._MOST_BYTES", len(str(tmp_path)) + 60)
+    root = tmp_path / ("long-" * 20)
+    (root / "data").mkdir(parents=True)
+    short = short_path(root, root / "data" / "redis.sock")
+    assert short.parent.resolve() == root / "data" and short != root / "data" / "redis.sock"
+    assert short_path(root, root / "data" / "redis.sock") == short
+    link = short.parents[1]
+    link.unlink()
+    link.symlink_to("/elsewhere")
+    assert short_path(root, root / "data" / "redis.sock").parent.resolve() == root / "data"
+
+
+def test_a_folder_of_links_that_others_can_change_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragllava.local.sockets._links_folder", lambda: tmp_path)
+    monkeypatch.setattr("ragllava.local.sockets._MOST_BYTES", len(str(tmp_path)) + 60)
+    tmp_path.chmod(0o777)
+    root = tmp_path / ("long-" * 20)
+    with pytest.raises(SettingsError, match=r"too long .* others can write to .* set RAGLLAVA_HOME"):
+        short_path(root, root / SOCKET)
+
+
+def test_a_path_that_no_link_can_make_short_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/" + "c" * 100)
+    root = Path("/" + "h" * 100)
+    with pytest.raises(SettingsError, match="is too long for the addresses of sockets; set RAGLLAVA_HOME"):
+        short_path(root, root / SOCKET)
