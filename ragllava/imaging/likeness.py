@@ -2,7 +2,8 @@
 
 A picture is described by a thumbnail of 16 × 16 pixels. Two pictures are alike if their thumbnails correlate, or the
 middle of one with a part of the other: neither brightness nor tint nor contrast matters, nor that the camera moved by a
-tenth of the picture. Rotated and mirrored pictures, and narrow sections of a picture, are not recognised.
+tenth of the picture. Noise decides how pictures with next to no contrast correlate, so those are alike if their colours
+are nearly the same: all blank pages are, and the faintest drawings on white. Rotated and mirrored pictures, and narrow sections of a picture, are not recognised.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _LEAST_OF_ALL = 0.975  # of the thumbnails as they are, at half the size
 _LEAST_AT_FIRST = 0.6  # of the blurred thumbnails as they are: those below are not compared any further
 # A picture of one color correlates with nothing, so that what is left of its noise does not decide.
 _LEAST_CONTRAST = 2.0  # of 255, the standard deviation
+_FAINT_CONTRAST = 3.0  # up to it, a copy of a picture without contrast may have some
+_LARGEST_DIFFERENCE = 4.0  # of 255, of pictures without contrast, root mean square; a poor JPEG may be darker by 3
 _ROWS_AT_ONCE = 1_000
 
 FloatArray = npt.NDArray[np.float32]
@@ -46,7 +49,9 @@ class Likeness:
         self._row_of = {name: row for row, name in enumerate(thumbnails)}
         pixels = np.frombuffer(b"".join(thumbnails.values()), dtype=np.uint8).astype(np.float32)
         pictures = pixels.reshape(-1, _SIDE, _SIDE, 3)
-        self._plain = _normalised(_halved(pictures))
+        self._colours = _halved(pictures)
+        self._contrasts = self._colours.std(axis=1).max(axis=1, initial=0)
+        self._plain = _normalised(self._colours)
         self._pixels = _blurred(pictures).reshape(-1, _SIDE * _SIDE, 3)
         self._coarse = _normalised(_halved(self._pixels))
         edge = (_SIDE - _MIDDLE) // 2
@@ -89,13 +94,22 @@ class Likeness:
             same = self._plain[some] @ self._plain[others].T >= _LEAST_OF_ALL
             likely = self._coarse[some] @ self._coarse[others].T >= _LEAST_AT_FIRST
             for number, (are_same, are_likely) in enumerate(zip(same, likely, strict=True), start=start):
-                alike = are_same.copy()
-                [open_ones] = np.nonzero(are_likely & ~are_same)  # itself is the same: most have nothing to compare
+                alike = are_same | self._same_colours(rows[number], others)
+                [open_ones] = np.nonzero(are_likely & ~alike)  # itself is the same: most have nothing to compare
                 if len(open_ones):
                     middles = self._middles[np.asarray(others)[open_ones]]
                     alike[open_ones] = (self._parts(rows[number]) @ middles.T).max(axis=0) >= _LEAST_CORRELATION
                 if alike.any():
                     yield number, np.flatnonzero(alike)
+
+    def _same_colours(self, row: int, others: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Which of the others have the same colours as this one; none if neither lacks contrast, or one has much."""
+        own, theirs = self._contrasts[row], self._contrasts[others]
+        alike = (np.minimum(own, theirs) < _LEAST_CONTRAST) & (np.maximum(own, theirs) < _FAINT_CONTRAST)
+        [faint] = np.nonzero(alike)
+        differences = self._colours[np.asarray(others)[faint]] - self._colours[row]
+        alike[faint] = np.square(differences).mean(axis=(1, 2)) <= _LARGEST_DIFFERENCE**2
+        return alike
 
     def _parts(self, row: int) -> FloatArray:
         """The parts of a thumbnail that a middle is compared with, normalised, one in each row."""

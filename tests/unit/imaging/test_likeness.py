@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops, ImageEnhance
+from PIL import Image, ImageChops, ImageEnhance, ImageFilter
 
 from ragllava.imaging.likeness import Likeness, is_thumbnail, thumbnail
 from ragllava.postcards.archive import draw_archive
@@ -61,11 +61,35 @@ def test_the_next_picture_of_a_burst_is_mostly_alike() -> None:
     assert alike >= 28
 
 
-def test_pictures_of_one_color_and_pictures_without_a_thumbnail_are_alike_to_nothing() -> None:
-    red = thumbnail(Image.new("RGB", (64, 64), (220, 30, 30)))
-    likeness = Likeness({"a": red, "b": red})
-    assert likeness.groups(["a", "b", "unknown"]) == {"a": "a", "b": "b", "unknown": "unknown"}
-    assert likeness.near(["a", "unknown"], ["b", "unknown"]) == {"unknown"}
+def faint(picture: Image.Image, *, lines: bool) -> Image.Image:
+    """A drawing of thin pale lines on white, or the picture as a watermark."""
+    if not lines:
+        return Image.blend(Image.new("RGB", picture.size, "white"), picture, 0.02)
+    edges = picture.convert("L").filter(ImageFilter.FIND_EDGES)
+    return edges.point(lambda value: 240 if value > 60 else 255).convert("RGB")
+
+
+@pytest.mark.parametrize("lines", [True, False], ids=["lines", "watermarks"])
+def test_copies_of_pictures_with_next_to_no_contrast_are_alike(
+    postcards: dict[str, Image.Image], lines: bool
+) -> None:
+    thumbnails = {name: thumbnail(picture) for name, picture in postcards.items()}
+    drawings = {name: faint(picture, lines=lines) for name, picture in list(postcards.items())[:40]}
+    for name, drawing in drawings.items():
+        unchanged = {kind: copy for kind, copy in copies(drawing).items() if kind != "brighter"}
+        thumbnails |= {f"{name} {kind}": thumbnail(copy) for kind, copy in ({"": drawing} | unchanged).items()}
+    groups = Likeness(thumbnails).groups(thumbnails)
+    assert all(groups[f"{name} {kind}"] == groups[f"{name} "] for name in drawings for kind in unchanged)
+    assert not {groups[name] for name in postcards} & {groups[f"{name} "] for name in drawings}
+
+
+def test_pictures_of_one_color_are_alike_if_it_is_the_same() -> None:
+    def plain(*color: int) -> bytes:
+        return thumbnail(Image.new("RGB", (64, 64), color))
+
+    likeness = Likeness({"a": plain(220, 30, 30), "b": plain(221, 32, 30), "c": plain(220, 60, 30)})
+    assert likeness.groups(["a", "b", "c", "unknown"]) == {"a": "a", "b": "a", "c": "c", "unknown": "unknown"}
+    assert likeness.near(["a", "c", "unknown"], ["b", "unknown"]) == {"a", "unknown"}
     assert Likeness({}).near(["a"], ["b"]) == set()
 
 
