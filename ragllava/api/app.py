@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -48,7 +49,8 @@ def assemble(routes: Sequence[BaseRoute], on_error: ErrorHandler) -> Starlette:
     """The application of these routes; `on_error` answers where none of them does: no such path, no such method."""
 
     @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.stopping = anyio.Event()  # set when the server begins to stop (ragllava/api/serving.py)
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import uvicorn
 from starlette.applications import Starlette
@@ -95,3 +96,17 @@ def api_server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
     config.timeout_keep_alive = _API_IDLE_S
     config.timeout_graceful_shutdown = _API_STOP_S
     return config
+
+
+class ApiServer(uvicorn.Server):
+    """Serves the API. When it is told to stop, those who follow jobs are let go, and only other answers may end."""
+
+    def __init__(self, app: Starlette, host: str, port: int) -> None:
+        """An application of `assemble`."""
+        super().__init__(api_server_config(app, host, port))
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """In the loop of the application."""
+        self._app.state.stopping.set()
+        await super().shutdown(sockets)

@@ -29,11 +29,9 @@ def serve(host: str, port: int) -> None:
 
     Metrics for Prometheus are at http://127.0.0.1:8601/metrics (RAGLLAVA_METRICS_HOST, RAGLLAVA_METRICS_PORT).
     """
-    import uvicorn
-
     from ragllava.api.app import POOL
     from ragllava.api.metrics import require_allowed, serving_metrics
-    from ragllava.api.serving import api_server_config
+    from ragllava.api.serving import ApiServer
     from ragllava.client import Client
     from ragllava.console.site import make_site
     from ragllava.logs import configure_logging
@@ -46,7 +44,7 @@ def serve(host: str, port: int) -> None:
         _require_keys_beyond_loopback(client, host)
         log.info(f"serves the HTTP API and the console at {host}:{port}", extra={"action": "api_started"})
         with serving_metrics(settings, client.metrics.read):
-            uvicorn.Server(api_server_config(make_site(client), host, port)).run()
+            ApiServer(make_site(client), host, port).run()
 
 
 def _require_keys_beyond_loopback(client: Client, host: str) -> None:

@@ -107,6 +107,7 @@ class Page(Endpoint):
     menu: str | None = None
     is_counted: bool = True
     is_change: bool = True
+    is_endless: bool = False  # its answer is events, until the browser leaves
 
     def may_be_used_by(self, principal: Principal) -> bool:
         """Whether a role may see the page at all; which rows it sees is another question."""
@@ -123,3 +124,7 @@ class Pages(Declared[Page]):
     def part(self, path: str, *, needs: AccessRole, template: str, **declared: Any) -> Callable[[H], H]:
         """As `get`, for a part that its page fetches again and again: these requests are not counted."""
         return self.get(path, needs=needs, template=template, is_counted=False, **declared)
+
+    def events(self, path: str, *, needs: AccessRole, **declared: Any) -> Callable[[H], H]:
+        """As `get`, for the events by which a page knows that a part of it has changed."""
+        return self.get(path, needs=needs, is_counted=False, is_endless=True, **declared)

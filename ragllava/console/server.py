@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ragllava.api.bodies import close_files, limited, read_fields, read_query
 from ragllava.api.errors import Described, InvalidRequest, described
+from ragllava.api.following import EVENTS
 from ragllava.api.route import Body, NoBody
 from ragllava.api.server import NOBODY, Server
 from ragllava.client import Client, Principal, acting
@@ -239,6 +240,8 @@ def _asked_to_sign_in(request: Request) -> Response:
     to = SIGN_IN_PAGE if not is_read or here == ROOT else f"{SIGN_IN_PAGE}?next={quote(here)}"
     if request.headers.get("hx-request") == "true":
         return Response(status_code=401, headers={"hx-redirect": to})
+    if request.headers.get("accept") == EVENTS:  # the page finds out by its next request
+        return Response(status_code=401)
     return RedirectResponse(to, 303)
 
 

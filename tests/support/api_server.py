@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from sqlalchemy import text
 from urllib3 import PoolManager
 
 from ragllava.api.app import POOL
-from ragllava.api.serving import api_server_config
+from ragllava.api.serving import ApiServer
 from ragllava.client import AccessRole, Client, NewKey
 from ragllava.client.access.access import Access
 from ragllava.console.site import make_site
@@ -127,7 +126,7 @@ def serving(client: Client) -> Iterator[str]:
     """The whole site on a free port, in a thread; its address."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(api_server_config(make_site(client), "127.0.0.1", 0))
+    server = ApiServer(make_site(client), "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -11,9 +11,41 @@
     }
   }, true);
 
+  // A part with data-events fetches itself when there is news. It polls as well, often only while no events come.
+  const RARELY_MS = 15_000, AGAIN_MS = 30_000;
+  const sources = new Map();
+  const partOf = (address) => [...document.querySelectorAll("[data-events]")].find((part) => part.dataset.events === address);
+  const follow = (address) => {
+    const source = new EventSource(address);
+    const renew = () => { const part = partOf(address); if (part) htmx.trigger(part, "news"); };
+    source.addEventListener("progress", renew);
+    source.addEventListener("end", () => { source.close(); renew(); });
+    sources.set(address, { source, since: Date.now(), renewed: Date.now() });
+  };
+  // Hidden tabs listen to nothing: a browser has few connections to a host.
+  const listen = () => {
+    const wanted = document.hidden ? [] : [...document.querySelectorAll("[data-events]")].map((part) => part.dataset.events);
+    for (const [address, { source, since }] of sources) {
+      const hasFailed = source.readyState === EventSource.CLOSED && Date.now() - since > AGAIN_MS;
+      if (wanted.includes(address) && !hasFailed) continue;
+      source.close();
+      sources.delete(address);
+    }
+    wanted.filter((address) => !sources.has(address)).forEach(follow);
+  };
+  document.addEventListener("visibilitychange", listen);
+  document.addEventListener("htmx:afterSettle", listen);
+  window.addEventListener("pageshow", listen);
+  window.addEventListener("pagehide", () => sources.forEach(({ source }) => source.close()));
+
   // Parts that fetch themselves again and again (data-poll) rest while nobody sees them.
   document.addEventListener("htmx:beforeRequest", (event) => {
-    if (document.hidden && event.target.dataset.poll !== undefined) event.preventDefault();
+    if (event.target.dataset.poll === undefined) return;
+    const isNews = event.detail.requestConfig.triggeringEvent?.type === "news";
+    const told = sources.get(event.target.dataset.events);
+    const isFollowed = told?.source.readyState === EventSource.OPEN && Date.now() - told.renewed < RARELY_MS;
+    if (document.hidden || (isFollowed && !isNews)) event.preventDefault();
+    else if (told) told.renewed = Date.now();
   });
 
   // What a part could not be fetched for is over when it can be.

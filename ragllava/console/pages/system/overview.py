@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from starlette.responses import Response
+
+from ragllava.api.following import Sight
 from ragllava.api.route import NoBody, NoQuery
 from ragllava.client import AccessRole, JobState, Severity
+from ragllava.console.following import follow_while_signed_in, sight_of
 from ragllava.console.page import ROOT, Context, Pages, Visit
 from ragllava.console.pages.work.jobs import job_lines
 
@@ -25,6 +29,17 @@ def show_overview(visit: Visit[NoQuery, NoBody]) -> Context:
 def show_state(visit: Visit[NoQuery, NoBody]) -> Context:
     """The part of the overview that changes by itself."""
     return _state(visit)
+
+
+@pages.events(f"{ROOT}/overview/events", needs=AccessRole.READ)
+async def follow_overview(visit: Visit[NoQuery, NoBody]) -> Response:
+    """An event when jobs or queues have changed; services and workers are looked at by each renewal."""
+
+    def look() -> Sight:
+        client = visit.client
+        return sight_of(client.jobs.list(only_open=True, limit=_OPEN_JOBS), *client.health.queues())
+
+    return await follow_while_signed_in(visit, look)
 
 
 def _state(visit: Visit[NoQuery, NoBody]) -> Context:

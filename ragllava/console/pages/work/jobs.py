@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from pydantic import Field
+from starlette.responses import Response
 
 from ragllava.api.route import NoBody, NoQuery, Query
-from ragllava.api.routes.native.results import ResultsQuery, read_report, read_results
+from ragllava.api.routes.native.results import ResultsQuery, read_report, read_results, sight_of_job
 from ragllava.api.routes.native.shared import Line, OwnedFile
 from ragllava.client import (
     AccessRole,
@@ -23,6 +24,7 @@ from ragllava.client import (
     ResultQuery,
     seconds_left,
 )
+from ragllava.console.following import follow_while_signed_in, sight_of
 from ragllava.console.page import ROOT, Context, Done, Pages, Visit
 
 pages = Pages("Jobs")
@@ -68,8 +70,29 @@ def job_lines(jobs: Iterable[JobView]) -> list[JobLine]:
 @pages.get(JOBS, needs=AccessRole.READ, query=JobsQuery, template="jobs.html", title="Jobs", menu="Jobs")
 def list_jobs(visit: Visit[JobsQuery, NoBody]) -> Context:
     """Jobs, the newest first."""
+    return _list_context(visit) | {
+        "archives": visit.client.archives.names(),
+        "kinds": [kind for kind in JobKind if kind is not JobKind.REQUEST],
+        "states": list(JobState),
+    }
+
+
+@pages.part(f"{JOBS}/list", needs=AccessRole.READ, query=JobsQuery, template="_jobs.html")
+def show_list(visit: Visit[JobsQuery, NoBody]) -> Context:
+    """The part of the list that changes by itself."""
+    return _list_context(visit)
+
+
+@pages.events(f"{JOBS}/list/events", needs=AccessRole.READ, query=JobsQuery)
+async def follow_list(visit: Visit[JobsQuery, NoBody]) -> Response:
+    """An event when the list would show something else."""
+    return await follow_while_signed_in(visit, lambda: sight_of(_listed(visit)))
+
+
+def _listed(visit: Visit[JobsQuery, NoBody]) -> list[JobView]:
+    """One more than are shown tells whether there are more."""
     query = visit.query
-    listed = visit.client.jobs.list(
+    return visit.client.jobs.list(
         limit=_LISTED + 1,
         only_open=query.open,
         archive=visit.archive(query.archive) if query.archive else None,
@@ -77,15 +100,16 @@ def list_jobs(visit: Visit[JobsQuery, NoBody]) -> Context:
         state=query.state,
         before=query.after,
     )
+
+
+def _list_context(visit: Visit[JobsQuery, NoBody]) -> dict[str, Any]:
+    listed, query = _listed(visit), visit.query
     shown = listed[:_LISTED]
-    more = _with(query, after=shown[-1].job_id) if len(listed) > _LISTED else None
     return {
         "jobs": job_lines(shown),
         "query": query,
-        "more": more,
-        "archives": visit.client.archives.names(),
-        "kinds": [kind for kind in JobKind if kind is not JobKind.REQUEST],
-        "states": list(JobState),
+        "chosen": with_others(query),
+        "more": with_others(query, after=shown[-1].job_id) if len(listed) > _LISTED else None,
         "may_submit": visit.may(AccessRole.ASK),
     }
 
@@ -108,6 +132,12 @@ def show_job(visit: Visit[RowsQuery, NoBody]) -> Context:
 def show_job_state(visit: Visit[NoQuery, NoBody]) -> Context:
     """The part of a job's page that changes by itself."""
     return _job_context(visit, visit.client.jobs.get(visit.number("job_id")))
+
+
+@pages.events(f"{JOBS}/{{job_id}}/events", needs=AccessRole.READ, archive_in="path:job_id")
+async def follow_one_job(visit: Visit[NoQuery, NoBody]) -> Response:
+    """The progress of a job, as the HTTP API tells it."""
+    return await follow_while_signed_in(visit, lambda: sight_of_job(visit))
 
 
 @pages.get(f"{JOBS}/{{job_id}}/results", needs=AccessRole.READ, query=ResultsQuery, archive_in="path:job_id")
@@ -184,13 +214,13 @@ def _rows_context(visit: Visit[RowsQuery, NoBody], job: JobView) -> dict[str, An
     return {
         "page": page,
         "query": query,
-        "more": None if page.next_after is None else _with(query, after=page.next_after),
+        "more": None if page.next_after is None else with_others(query, after=page.next_after),
         "codes": visit.client.questions.failures_by_code(job.job_id) if has_failed else {},
         "filters": [which for which in ResultFilter if which is not ResultFilter.CHANGED or job.refresh is not None],
     }
 
 
-def _with(query: Query, **others: object) -> str:
+def with_others(query: Query, **others: object) -> str:
     """The query of a link: this one with other values, without what is the default."""
     values = query.model_dump(mode="json", exclude_defaults=True) | others
     return urlencode({name: value for name, value in values.items() if value is not None})

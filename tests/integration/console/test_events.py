@@ -1,0 +1,104 @@
+"""Pages that renew themselves by events: without polling, with the events cut, after the sign-in, when the server stops."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from ragllava.api.app import POOL
+from ragllava.client import Client
+from tests.support.api_server import Front, serving
+from tests.support.browser import visiting
+from tests.support.console_client import reading
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
+
+
+@pytest.fixture(autouse=True)
+def answering(front: Front) -> Iterator[None]:
+    yield
+    front.office.may_answer.set()
+
+
+def held_up_job(front: Front) -> int:
+    front.office.may_answer.clear()
+    return front.client.questions.submit(["What?"] * 2, "stamps", name="watched").job_id
+
+
+def without_polling(page: Page) -> None:
+    """The page and its parts come as they are, but that they poll once an hour."""
+
+    def rewrite(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=re.sub(r"every \d+s", "every 3600s", answer.text()))
+
+    page.route(re.compile(r"/console(/jobs|/overview/state)?(/\d+|/list)?(/state)?(\?.*)?$"), rewrite)
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    [
+        ("/console/jobs/{job}", "#job .chip.running", "#job .chip.completed"),
+        ("/console/jobs?archive=stamps", "#jobs tr:has(#to-job-{job}) .running", "#jobs tr:has(#to-job-{job}) .completed"),
+        ("/console", "#to-job-{job}", "#state:not(:has(#to-job-{job}))"),
+    ],
+)
+def test_a_page_follows_its_jobs_by_events_alone(
+    front: Front, browser: Browser, path: str, before: str, after: str
+) -> None:
+    job = held_up_job(front)
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("admin"))
+        without_polling(visitor.page)
+        page = visitor.go(path.format(job=job))
+        page.locator(before.format(job=job)).wait_for()
+        front.office.may_answer.set()
+        page.locator(after.format(job=job)).wait_for(state="attached")
+
+
+def test_a_page_polls_where_events_are_cut_and_can_be_read_without_scripts(front: Front, browser: Browser) -> None:
+    job = held_up_job(front)
+    with visiting(browser, front.url) as visitor, visiting(browser, front.url, scripts=False) as plain:
+        visitor.expect_fault("ERR_CONNECTION_RESET")
+        visitor.page.route("**/events*", lambda route: route.abort("connectionreset"))
+        for each in (visitor, plain):
+            each.sign_in(front.key("ask"))
+            each.go(f"/console/jobs/{job}").locator("#job .chip.running").wait_for()
+        front.office.may_answer.set()
+        visitor.page.locator("#job .chip.completed").wait_for()
+        plain.page.reload()
+        plain.page.locator("#job .chip.completed").wait_for()
+
+
+def test_events_end_with_the_sign_in(front: Front) -> None:
+    key = front.key("read")
+    with (
+        reading(front.url, key) as reader,
+        reader.http.stream("GET", "/console/overview/events", headers={"accept": "text/event-stream"}) as events,
+    ):
+        lines = events.iter_lines()
+        assert next(lines).startswith("id: ")
+        front.client.access.revoke_key("_".join(key.split("_")[:2]))
+        assert not [line for line in lines if line.startswith("id: ")]
+        assert reader.get("/console/overview/events", accept="text/event-stream").status_code == 401
+
+
+def test_a_server_that_stops_lets_followers_go(front: Front) -> None:
+    job = held_up_job(front)
+    key = front.key("read")
+    with Client(front.settings, name="second", pool_size=POOL, for_tenants=True) as client, httpx.Client() as http:
+        with serving(client) as url:
+            following = http.stream("GET", f"{url}/v1/jobs/{job}/events", headers={"authorization": f"Bearer {key}"})
+            events = following.__enter__()
+            lines = events.iter_lines()
+            assert next(lines).startswith("id: ")
+            began = time.monotonic()
+        assert time.monotonic() - began < 10
+        assert "event: end" not in list(lines)
+        following.__exit__(None, None, None)
