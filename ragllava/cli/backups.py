@@ -20,14 +20,14 @@ _MIB = 2**20
 
 
 @click.command()
-@click.argument("place", required=False, metavar="[DIR|s3://BUCKET/PREFIX]")
+@click.argument("vault", required=False, metavar="[DIR|s3://BUCKET/PREFIX]")
 @click.option("--verify", is_flag=True, help="Only read a backup that is there, and compare every hash.")
 @click.option("--list", "list_only", is_flag=True, help="Only list the backups that are there.")
 @click.option("--at", metavar="NAME", help="With --verify: this backup.  [default: the newest]")
 @click.option("--keep", type=click.IntRange(0), help="Remove older backups; 0: none.  [default: the setting]")
 @json_option
 def backup(
-    place: str | None, *, verify: bool, list_only: bool, at: str | None, keep: int | None, as_json: bool
+    vault: str | None, *, verify: bool, list_only: bool, at: str | None, keep: int | None, as_json: bool
 ) -> None:
     """Save the database and all objects, beside running work; copies only what an earlier backup there has not.
 
@@ -37,28 +37,28 @@ def backup(
         raise UsageError("--at belongs to --verify; a backup is always of now")
     with connected() as client:
         if list_only:
-            names = client.backups.list(place)
+            names = client.backups.list(vault)
             print_result(names, names or ["there is no complete backup"], as_json)
             return
         if verify:
             with _bar("verify") as show:
-                verified = client.backups.verify(place, at, on_progress=show)
+                verified = client.backups.verify(vault, at, on_progress=show)
             print_result(verified, _verified_lines(verified), as_json)
             sys.exit(1 if verified.problems else 0)
         with _bar("backup") as show:
-            made = client.backups.make(place, keep=keep, on_progress=show)
+            made = client.backups.make(vault, keep=keep, on_progress=show)
     print_result(made, _made_lines(made), as_json)
     sys.exit(1 if made.absent else 0)
 
 
 @click.command()
-@click.argument("place", required=False, metavar="[DIR|s3://BUCKET/PREFIX]")
+@click.argument("vault", required=False, metavar="[DIR|s3://BUCKET/PREFIX]")
 @click.option("--at", metavar="NAME", help="This backup.  [default: the newest]")
 @json_option
-def restore(place: str | None, *, at: str | None, as_json: bool) -> None:
+def restore(vault: str | None, *, at: str | None, as_json: bool) -> None:
     """Restore a backup into an empty system, while no worker runs. An interrupted restore continues.
 
-    Starts the embedded services for itself unless they run. What later backups of the same place show as erased is
+    Starts the embedded services for itself unless they run. What later backups of the same vault show as erased is
     erased again.
     """
     from ragllava.client import Client
@@ -70,7 +70,7 @@ def restore(place: str | None, *, at: str | None, as_json: bool) -> None:
         Client(settings, name="ragllava restore") as client,
         _bar("restore") as show,
     ):
-        restored = client.backups.restore(place, at, on_progress=show)
+        restored = client.backups.restore(vault, at, on_progress=show)
     print_result(restored, _restored_lines(restored), as_json)
 
 
@@ -89,7 +89,7 @@ def _bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 def _made_lines(made: MadeBackup) -> Iterator[str]:
     yield (
-        f"backup {made.name} in {made.place}: {made.rows:,} rows, {made.pictures:,} pictures, "
+        f"backup {made.name} in {made.vault}: {made.rows:,} rows, {made.pictures:,} pictures, "
         f"{made.files:,} other files; {made.copied:,} files of {made.copied_bytes / _MIB:,.1f} MiB "
         f"were new, {made.seconds:,.1f} s"
     )

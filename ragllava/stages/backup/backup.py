@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import metadata
 
 from sqlalchemy import Engine
 
-from ragllava import __version__
 from ragllava.errors import Conflict, RagllavaError
 from ragllava.stages.backup.copying import Copied, Copier, OnProgress, content_list
 from ragllava.stages.backup.manifest import (
@@ -32,7 +32,7 @@ from ragllava.stages.backup.manifest import (
     write_lines,
     write_manifest,
 )
-from ragllava.stages.backup.places import Place
+from ragllava.stages.backup.vaults import Vault
 from ragllava.stores.backup.snapshot import Snapshot, open_snapshot
 from ragllava.stores.database import locked_outside
 from ragllava.stores.objects import ObjectStore
@@ -44,11 +44,11 @@ _NAME = "%Y-%m-%dT%H-%M-%SZ"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A backup that was made. `copied` files and their bytes were not in the place before; `absent` are hashes and keys
+    """A backup that was made. `copied` files and their bytes were not in the vault before; `absent` are hashes and keys
     that rows name and the object store does not have; `removed` are older backups."""
 
     name: str
-    place: str
+    vault: str
     rows: int
     pictures: int
     picture_bytes: int
@@ -63,18 +63,18 @@ class Made:
 
 @dataclass(frozen=True)
 class BackupMaker:
-    """The services that are saved, and the place. `check` is called now and then, and may raise to stop."""
+    """The services that are saved, and the vault. `check` is called now and then, and may raise to stop."""
 
     engine: Engine
     objects: ObjectStore
-    place: Place
+    vault: Vault
     on_progress: OnProgress = lambda _what, _done, _total: None
     check: Callable[[], None] = lambda: None
 
     def make(self, keep: int = 0) -> Made:
         """Make a backup, and remove all but the newest `keep` (0: none is removed).
 
-        Raises Conflict while another one is being made, UsageError when the place cannot be written,
+        Raises Conflict while another one is being made, UsageError when the vault cannot be written,
         ServiceUnavailable. An interrupted one leaves what it copied, and the next continues there.
         """
         with locked_outside(self.engine, "backup", "backup", wait=False) as is_held:
@@ -85,23 +85,23 @@ class BackupMaker:
     def _make(self, keep: int) -> Made:
         began = time.monotonic()
         previous = self._previous()
-        before = {saved.key: saved for saved in saved_objects(self.place, previous)} if previous else {}
+        before = {saved.key: saved for saved in saved_objects(self.vault, previous)} if previous else {}
         there = {piece.sha256 for piece in previous.pieces()} if previous else set[str]()
         copied, lost = Copied(), set[str]()
         for attempt in range(_ROUNDS + 1):
             last, with_rows = lost, attempt > 0
-            manifest, found = self._round(before, there, with_rows=with_rows)
-            copied.add(found)
-            lost = set(found.lost)
+            manifest, copied_now = self._round(before, there, with_rows=with_rows)
+            copied.add(copied_now)
+            lost = set(copied_now.lost)
             if with_rows and lost <= last:
                 break
-        write_manifest(self.place, manifest)
-        return _made(manifest, self.place, copied, time.monotonic() - began, self._remove_old(keep))
+        write_manifest(self.vault, manifest)
+        return _made(manifest, self.vault, copied, time.monotonic() - began, self._remove_old(keep))
 
     def _round(self, before: dict[str, SavedObject], there: set[str], *, with_rows: bool) -> tuple[Manifest, Copied]:
         """Copy what rows name now; with the rows themselves, the manifest says all. `before` and `there` are what the
-        place has of earlier rounds and backups: the objects beside content by key, and hashes of pieces."""
-        copier = Copier(self.objects, self.place, self.on_progress, self.check)
+        vault has of earlier rounds and backups: the objects beside content by key, and hashes of pieces."""
+        copier = Copier(self.objects, self.vault, self.on_progress, self.check)
         with content_list() as content:
             with open_snapshot(self.engine) as snapshot:
                 moment = datetime.now(UTC)
@@ -115,10 +115,10 @@ class BackupMaker:
         manifest = Manifest(
             name=moment.strftime(_NAME),
             made_at=moment,
-            version=__version__,
+            version=metadata.version("ragllava"),
             content=content.number,
             content_bytes=content.size_bytes,
-            objects=write_lines(self.place, object_lines(saved), there) if with_rows else (),
+            objects=write_lines(self.vault, object_lines(saved), there) if with_rows else (),
             absent=tuple(sorted(copied.lost)),
             tables=rows.tables,
             ids=rows.ids,
@@ -130,9 +130,9 @@ class BackupMaker:
 
     def _previous(self) -> Manifest | None:
         """The newest backup that can be read; without one, everything is copied."""
-        for name in reversed(list_names(self.place)):
+        for name in reversed(list_names(self.vault)):
             try:
-                return read_manifest(self.place, name)
+                return read_manifest(self.vault, name)
             except RagllavaError:
                 continue
         return None
@@ -141,29 +141,29 @@ class BackupMaker:
         parts = snapshot.parts()
         tables = []
         for done, part in enumerate(parts, start=1):
-            tables.append(SavedTable(part, write_lines(self.place, snapshot.rows(part), there)))
+            tables.append(SavedTable(part, write_lines(self.vault, snapshot.rows(part), there)))
             self.on_progress("tables", done, len(parts))
             self.check()
-        ids = {name: write_lines(self.place, snapshot.ids(name), there) for name in IDS_OF}
+        ids = {name: write_lines(self.vault, snapshot.ids(name), there) for name in IDS_OF}
         return _Rows(tuple(tables), ids, snapshot.sequences(), snapshot.revision(), snapshot.identity())
 
     def _remove_old(self, keep: int) -> tuple[str, ...]:
         """Remove all but the newest `keep` backups, and the files that no other one needs."""
-        names = list_names(self.place)
+        names = list_names(self.vault)
         removed = names[:-keep] if keep else []
         if not removed:
             return ()
         for name in removed:
-            self.place.delete(f"{MANIFESTS}{name}.json")
+            self.vault.delete(f"{MANIFESTS}{name}.json")
         needed: set[str] = set()
         for name in names[-keep:]:
-            manifest = read_manifest(self.place, name)
+            manifest = read_manifest(self.vault, name)
             needed.update(piece.sha256 for piece in manifest.pieces())
-            needed.update(content.sha256 for content in saved_content(self.place, manifest))
-            needed.update(saved.sha256 for saved in saved_objects(self.place, manifest))
-        for name, _ in list(self.place.sizes(OBJECTS)):
+            needed.update(content.sha256 for content in saved_content(self.vault, manifest))
+            needed.update(saved.sha256 for saved in saved_objects(self.vault, manifest))
+        for name, _ in list(self.vault.sizes(OBJECTS)):
             if name.rpartition("/")[2] not in needed:
-                self.place.delete(name)
+                self.vault.delete(name)
         return tuple(removed)
 
 
@@ -178,10 +178,10 @@ class _Rows:
     identity: str = ""
 
 
-def _made(manifest: Manifest, place: Place, copied: Copied, seconds: float, removed: tuple[str, ...]) -> Made:
+def _made(manifest: Manifest, vault: Vault, copied: Copied, seconds: float, removed: tuple[str, ...]) -> Made:
     return Made(
         name=manifest.name,
-        place=place.address,
+        vault=vault.address,
         rows=manifest.rows,
         pictures=manifest.content,
         picture_bytes=manifest.content_bytes,

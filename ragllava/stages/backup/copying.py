@@ -1,4 +1,4 @@
-"""Copying objects of the store into a place of backups: only those that are not there, several at once."""
+"""Copying objects of the store into a vault of backups: only those that are not there, several at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO
 
 from ragllava.errors import ObjectCorrupt, ObjectMissing
 from ragllava.stages.backup.manifest import OBJECTS, SavedObject, file_of
-from ragllava.stages.backup.places import Place
+from ragllava.stages.backup.vaults import Vault
 from ragllava.stores.backup.snapshot import NamedObjects
 from ragllava.stores.objects import ObjectInfo, ObjectStore
 from ragllava.whole_files import file_sha256
@@ -44,10 +44,10 @@ class Copied:
 
 @dataclass(frozen=True)
 class Copier:
-    """From an object store to a place; `check` is called now and then, and may raise."""
+    """From an object store to a vault; `check` is called now and then, and may raise."""
 
     objects: ObjectStore
-    place: Place
+    vault: Vault
     on_progress: OnProgress
     check: Callable[[], None]
 
@@ -57,7 +57,7 @@ class Copier:
         with ThreadPoolExecutor(THREADS) as threads:
             for prefix, group in groupby(named, key=lambda each: each[0][:2]):
                 folder = f"{OBJECTS}{prefix}/"
-                there = {name.removeprefix(folder): size for name, size in self.place.sizes(folder)}
+                there = {name.removeprefix(folder): size for name, size in self.vault.sizes(folder)}
                 wanted = list(group)
                 missing = [(sha256, size) for sha256, size in wanted if there.get(sha256) != size]
                 for (sha256, size), is_copied in zip(missing, threads.map(self._copy_content, missing), strict=True):
@@ -73,7 +73,7 @@ class Copier:
 
     def _copy_content(self, named: tuple[str, int]) -> bool:
         try:
-            self.place.put(file_of(named[0]), self.objects.get_content(named[0]))
+            self.vault.put(file_of(named[0]), self.objects.get_content(named[0]))
         except (ObjectMissing, ObjectCorrupt):
             return False
         return True
@@ -109,7 +109,7 @@ class Copier:
                 self.objects.fetch(info.key, file)
                 sha256 = file_sha256(file)
                 size = file.stat().st_size
-                self.place.put(file_of(sha256), file)
+                self.vault.put(file_of(sha256), file)
         except ObjectMissing:
             return None
         return SavedObject(info.key, sha256, size, info.etag), True

@@ -1,6 +1,6 @@
 """What was erased after a backup is erased again when that backup is restored.
 
-A backup holds what was erased later. The newest backup of the same database in the same place says what that was: the
+A backup holds what was erased later. The newest backup of the same database in the same vault says what that was: the
 images, jobs and archives that the restored one has and it has not. Ids are never given twice.
 """
 
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
 from ragllava.stages.backup.manifest import Manifest, list_names, read_manifest, read_pieces
-from ragllava.stages.backup.places import Place
+from ragllava.stages.backup.vaults import Vault
 from ragllava.stages.erasing.remove import Removal, Remover
 from ragllava.stores.backup.loading import lines, present_ids
 from ragllava.stores.database import in_transaction
@@ -26,11 +26,11 @@ _SHOWN = 5
 
 
 def erase_again(
-    engine: Engine, settings: Settings, objects: ObjectStore, place: Place, restored: Manifest
+    engine: Engine, settings: Settings, objects: ObjectStore, vault: Vault, restored: Manifest
 ) -> tuple[dict[str, int], list[str]]:
     """Erase what a later backup does not have any more; returns how many archives, jobs and images that were, and
     sentences about what could not be done."""
-    newest = read_manifest(place, list_names(place)[-1])
+    newest = read_manifest(vault, list_names(vault)[-1])
     if newest.name == restored.name:
         return {}, []
     if newest.identity != restored.identity:
@@ -39,7 +39,7 @@ def erase_again(
             "nothing says what it was; remove it again"
         ]
     remover = Remover(engine, settings, objects, _ACCOUNT)
-    again = _Again(engine, place, restored, newest)
+    again = _Again(engine, vault, restored, newest)
     archives = again.each("archives", lambda ids: [remover.archive(name) for _, name in again.names(_ARCHIVES, ids)])
     jobs = again.each("jobs", lambda ids: [remover.job(job_id) for job_id in ids], page=1)
     images = again.each("images", lambda ids: again.remove_images(remover, ids))
@@ -56,8 +56,8 @@ _IMAGES = """
 class _Again:
     """The differences of two backups in a database that has the rows of the older one."""
 
-    def __init__(self, engine: Engine, place: Place, older: Manifest, newer: Manifest) -> None:
-        self._engine, self._place = engine, place
+    def __init__(self, engine: Engine, vault: Vault, older: Manifest, newer: Manifest) -> None:
+        self._engine, self._vault = engine, vault
         self._older, self._newer = older, newer
         self.notes: list[str] = []
 
@@ -104,4 +104,4 @@ class _Again:
                 yield older_id
 
     def _ids(self, manifest: Manifest, table: str) -> Iterator[int]:
-        return (int(line) for line in lines(read_pieces(self._place, manifest.ids.get(table, ()))))
+        return (int(line) for line in lines(read_pieces(self._vault, manifest.ids.get(table, ()))))

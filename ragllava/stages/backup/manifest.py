@@ -1,6 +1,6 @@
 """What a backup consists of. Its manifest is written last, so a backup is there as a whole or not at all.
 
-A place holds `backups/<name>.json`, one manifest for each backup, and `objects/<2 digits>/<sha256>`: content, other
+A vault holds `backups/<name>.json`, one manifest for each backup, and `objects/<2 digits>/<sha256>`: content, other
 objects and pieces of tables, each under the hash of its bytes, so that backups share what they have in common.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from ragllava.errors import NotFound, ObjectCorrupt, UsageError
 from ragllava.json_records import from_json, to_json
-from ragllava.stages.backup.places import Place, Readable
+from ragllava.stages.backup.vaults import Readable, Vault
 from ragllava.stores.backup.loading import lines
 from ragllava.stores.backup.snapshot import TablePart
 
@@ -31,7 +31,7 @@ _LEVEL = 1  # of compression: the others take several times as long for a tenth 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some lines, compressed: a file of the place."""
+    """Some lines, compressed: a file of the vault."""
 
     sha256: str
     size_bytes: int
@@ -99,54 +99,54 @@ def file_of(sha256: str) -> str:
     return f"{OBJECTS}{sha256[:2]}/{sha256}"
 
 
-def write_manifest(place: Place, manifest: Manifest) -> None:
+def write_manifest(vault: Vault, manifest: Manifest) -> None:
     """Store it, with its own hash; all that it names is there."""
     body = json.dumps(to_json(manifest), sort_keys=True)
     document = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "backup": json.loads(body)}
-    place.settle()
-    place.put(f"{MANIFESTS}{manifest.name}.json", json.dumps(document, sort_keys=True, indent=1).encode())
-    place.settle()
+    vault.settle()
+    vault.put(f"{MANIFESTS}{manifest.name}.json", json.dumps(document, sort_keys=True, indent=1).encode())
+    vault.settle()
 
 
-def list_names(place: Place) -> list[str]:
-    """The names of the backups of a place, the oldest first."""
-    files = (name.removeprefix(MANIFESTS) for name, _ in place.sizes(MANIFESTS))
+def list_names(vault: Vault) -> list[str]:
+    """The names of the backups of a vault, the oldest first."""
+    files = (name.removeprefix(MANIFESTS) for name, _ in vault.sizes(MANIFESTS))
     return sorted(name.removesuffix(".json") for name in files if name.endswith(".json"))
 
 
-def read_manifest(place: Place, name: str | None = None) -> Manifest:
+def read_manifest(vault: Vault, name: str | None = None) -> Manifest:
     """The backup of this name, else the newest.
 
     Raises NotFound, ObjectCorrupt, and UsageError for one of a later version.
     """
-    names = list_names(place)
+    names = list_names(vault)
     if not names:
-        raise NotFound(f"{place.address} holds no complete backup; `ragllava backup` makes one")
+        raise NotFound(f"{vault.address} holds no complete backup; `ragllava backup` makes one")
     if name is not None and name not in names:
-        raise NotFound(f"{place.address} has no backup {name!r}; it has {', '.join(names[-5:])}")
+        raise NotFound(f"{vault.address} has no backup {name!r}; it has {', '.join(names[-5:])}")
     chosen = name or names[-1]
-    with place.open(f"{MANIFESTS}{chosen}.json") as stream:
+    with vault.open(f"{MANIFESTS}{chosen}.json") as stream:
         data = b"".join(_read(stream))
     try:
         document: dict[str, Any] = json.loads(data)
         saved_format = int(document["backup"]["format"])
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(place, chosen) from error
+        raise _damaged(vault, chosen) from error
     if saved_format > FORMAT:
         raise UsageError(
             f"the backup {chosen} was made by a later version of RagLLaVA; install that one, and try again"
         )
     body = json.dumps(document["backup"], sort_keys=True)
     if document.get("sha256") != hashlib.sha256(body.encode()).hexdigest():
-        raise _damaged(place, chosen)
+        raise _damaged(vault, chosen)
     return from_json(Manifest, document["backup"])
 
 
-def _damaged(place: Place, name: str) -> ObjectCorrupt:
-    return ObjectCorrupt(f"the manifest of the backup {name} in {place.address} is damaged; choose another with --at")
+def _damaged(vault: Vault, name: str) -> ObjectCorrupt:
+    return ObjectCorrupt(f"the manifest of the backup {name} in {vault.address} is damaged; choose another with --at")
 
 
-def write_lines(place: Place, written: Iterable[bytes], there: set[str]) -> tuple[Piece, ...]:
+def write_lines(vault: Vault, written: Iterable[bytes], there: set[str]) -> tuple[Piece, ...]:
     """Store lines in compressed pieces, but those that are `there`. Each line has its end."""
     pieces: list[Piece] = []
     buffer: list[bytes] = []
@@ -155,40 +155,40 @@ def write_lines(place: Place, written: Iterable[bytes], there: set[str]) -> tupl
         buffer.append(line)
         size += len(line)
         if size >= _PIECE_BYTES:
-            pieces.append(_write_piece(place, buffer, there))
+            pieces.append(_write_piece(vault, buffer, there))
             buffer, size = [], 0
     if buffer:
-        pieces.append(_write_piece(place, buffer, there))
+        pieces.append(_write_piece(vault, buffer, there))
     return tuple(pieces)
 
 
-def _write_piece(place: Place, buffer: list[bytes], there: set[str]) -> Piece:
+def _write_piece(vault: Vault, buffer: list[bytes], there: set[str]) -> Piece:
     data = gzip.compress(b"".join(buffer), _LEVEL, mtime=0)
     piece = Piece(hashlib.sha256(data).hexdigest(), len(data), len(buffer))
     if piece.sha256 not in there:
-        place.put(file_of(piece.sha256), data)
+        vault.put(file_of(piece.sha256), data)
         there.add(piece.sha256)
     return piece
 
 
-def read_piece(place: Place, piece: Piece) -> bytes:
+def read_piece(vault: Vault, piece: Piece) -> bytes:
     """The lines of a piece. Raises ObjectMissing, ObjectCorrupt."""
-    with place.open(file_of(piece.sha256)) as stream:
+    with vault.open(file_of(piece.sha256)) as stream:
         data = b"".join(_read(stream))
     if hashlib.sha256(data).hexdigest() != piece.sha256:
-        raise ObjectCorrupt(f"{place.address}/{file_of(piece.sha256)} is damaged: it does not have its hash")
+        raise ObjectCorrupt(f"{vault.address}/{file_of(piece.sha256)} is damaged: it does not have its hash")
     try:
         content = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise ObjectCorrupt(f"{place.address}/{file_of(piece.sha256)} is no compressed file") from error
+        raise ObjectCorrupt(f"{vault.address}/{file_of(piece.sha256)} is no compressed file") from error
     if content.count(b"\n") != piece.lines:
-        raise ObjectCorrupt(f"{place.address}/{file_of(piece.sha256)} does not have the {piece.lines:,} lines it had")
+        raise ObjectCorrupt(f"{vault.address}/{file_of(piece.sha256)} does not have the {piece.lines:,} lines it had")
     return content
 
 
-def read_pieces(place: Place, pieces: Iterable[Piece]) -> Iterator[bytes]:
+def read_pieces(vault: Vault, pieces: Iterable[Piece]) -> Iterator[bytes]:
     """The lines of pieces, piece by piece."""
-    return (read_piece(place, piece) for piece in pieces)
+    return (read_piece(vault, piece) for piece in pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,21 +200,21 @@ class SavedContent:
     media_type: str
 
 
-def saved_content(place: Place, manifest: Manifest) -> Iterator[SavedContent]:
+def saved_content(vault: Vault, manifest: Manifest) -> Iterator[SavedContent]:
     """The pictures of a backup, but those that the object store did not have."""
     blobs = next(table for table in manifest.tables if table.part.table == "blobs")
     columns = [blobs.part.columns.index(name) for name in ("sha256", "state", "size_bytes", "media_type")]
     absent = set(manifest.absent)
-    for line in lines(read_pieces(place, blobs.pieces)):
+    for line in lines(read_pieces(vault, blobs.pieces)):
         cells = line.decode().split("\t")
         sha256, state, size, media_type = (cells[column] for column in columns)
         if state == "live" and sha256 not in absent:
             yield SavedContent(sha256, int(size), media_type)
 
 
-def saved_objects(place: Place, manifest: Manifest) -> Iterator[SavedObject]:
+def saved_objects(vault: Vault, manifest: Manifest) -> Iterator[SavedObject]:
     """The objects of a backup beside content."""
-    for line in lines(read_pieces(place, manifest.objects)):
+    for line in lines(read_pieces(vault, manifest.objects)):
         yield SavedObject(*json.loads(line))
 
 

@@ -29,7 +29,7 @@ from ragllava.stages.backup.manifest import (
     saved_content,
     saved_objects,
 )
-from ragllava.stages.backup.places import Place
+from ragllava.stages.backup.vaults import Vault
 from ragllava.stages.webhooks.deliver import new_secret
 from ragllava.stores.archives.vectors import build_hnsw
 from ragllava.stores.backup import loading
@@ -62,10 +62,10 @@ class Restored:
 
 @dataclass(frozen=True)
 class Restorer:
-    """The system that a backup is restored into, and the place of the backup."""
+    """The system that a backup is restored into, and the vault of the backup."""
 
     settings: Settings
-    place: Place
+    vault: Vault
     on_progress: OnProgress
 
     def restore(self, name: str | None = None) -> Restored:
@@ -77,7 +77,7 @@ class Restorer:
         import migrations
 
         began = time.monotonic()
-        manifest = read_manifest(self.place, name)
+        manifest = read_manifest(self.vault, name)
         if manifest.revision > REVISION:
             raise SchemaMismatch(
                 f"the backup {manifest.name} has tables of revision {manifest.revision}, and this version of RagLLaVA "
@@ -97,7 +97,7 @@ class Restorer:
         with _engine(urls[0]) as engine:
             self._build_graphs(engine)
             renewed = in_transaction(engine, loading.renew_secrets, new_secret)
-            erased, notes = erase_again(engine, self.settings, objects, self.place, manifest)
+            erased, notes = erase_again(engine, self.settings, objects, self.vault, manifest)
         objects.delete(_MARK)
         notes += [f"the webhook to {url} has a new secret: make it again to get one" for url in renewed]
         if manifest.absent:
@@ -155,7 +155,7 @@ class Restorer:
 
         def rows_of(part: TablePart) -> Iterator[bytes]:
             self.on_progress("tables", numbers[part], len(pieces))
-            return read_pieces(self.place, pieces[part])
+            return read_pieces(self.vault, pieces[part])
 
         loading.load(connection, list(pieces), rows_of, manifest.sequences)
 
@@ -171,8 +171,8 @@ class Restorer:
                 self._copy(objects, saved, key, media_type)
 
         def named() -> Iterator[SavedContent | SavedObject]:
-            yield from saved_content(self.place, manifest)
-            yield from saved_objects(self.place, manifest)
+            yield from saved_content(self.vault, manifest)
+            yield from saved_objects(self.vault, manifest)
 
         remaining = named()
         with ThreadPoolExecutor(THREADS) as threads:
@@ -185,7 +185,7 @@ class Restorer:
         return counts
 
     def _copy(self, objects: ObjectStore, saved: SavedContent | SavedObject, key: str, media_type: str) -> None:
-        with self.place.open(file_of(saved.sha256)) as stream:
+        with self.vault.open(file_of(saved.sha256)) as stream:
             pieces = iter(lambda: stream.read(_READ_BYTES), b"")
             if saved.size_bytes <= _IN_MEMORY_BYTES:
                 data = b"".join(pieces)
@@ -201,7 +201,7 @@ class Restorer:
     def _require_hash(self, expected: str, actual: str) -> None:
         if expected != actual:
             raise ObjectCorrupt(
-                f"{self.place.address}/{file_of(expected)} is damaged: it does not have its hash; `ragllava backup "
+                f"{self.vault.address}/{file_of(expected)} is damaged: it does not have its hash; `ragllava backup "
                 "--verify` lists what is, and `--at` chooses another backup"
             )
 

@@ -20,7 +20,7 @@ from ragllava.stages.backup.manifest import (
     saved_content,
     saved_objects,
 )
-from ragllava.stages.backup.places import Place
+from ragllava.stages.backup.vaults import Vault
 
 _READ_BYTES = 2**20
 _PAGE = 1_000
@@ -31,7 +31,7 @@ class Verified:
     """A backup that was read. `problems` are sentences; () when it is whole."""
 
     name: str
-    place: str
+    vault: str
     made_at: str
     version: str
     revision: str
@@ -43,24 +43,24 @@ class Verified:
     problems: tuple[str, ...]
 
 
-def verify(place: Place, name: str | None, on_progress: OnProgress) -> Verified:
+def verify(vault: Vault, name: str | None, on_progress: OnProgress) -> Verified:
     """Read a whole backup, the newest without a name. Raises as `read_manifest`."""
-    manifest = read_manifest(place, name)
+    manifest = read_manifest(vault, name)
     problems: list[str] = []
     size_bytes = 0
     pieces = list(dict.fromkeys(manifest.pieces()))
     for done, piece in enumerate(pieces, start=1):
-        if (problem := _problem(lambda piece=piece: read_piece(place, piece))) is not None:  # type: ignore[misc]
+        if (problem := _problem(lambda piece=piece: read_piece(vault, piece))) is not None:  # type: ignore[misc]
             problems.append(problem)
         size_bytes += piece.size_bytes
         on_progress("tables", done, len(pieces))
     if problems:  # what the tables name is not known then
-        return _verified(place, manifest, 0, 0, size_bytes, problems)
+        return _verified(vault, manifest, 0, 0, size_bytes, problems)
     pictures = files = 0
-    named = _named(place, manifest)
+    named = _named(vault, manifest)
     with ThreadPoolExecutor(THREADS) as threads:
         while page := list(islice(named, _PAGE)):
-            problems += filter(None, threads.map(lambda each: _file_problem(place, each), page))
+            problems += filter(None, threads.map(lambda each: _file_problem(vault, each), page))
             pictures += sum(isinstance(each, SavedContent) for each in page)
             files += sum(isinstance(each, SavedObject) for each in page)
             size_bytes += sum(each.size_bytes for each in page)
@@ -68,12 +68,12 @@ def verify(place: Place, name: str | None, on_progress: OnProgress) -> Verified:
     expected = manifest.content - sum(len(each) == 64 for each in manifest.absent)
     if pictures != expected:
         problems.append(f"the table of contents names {pictures:,} pictures, and the manifest {expected:,}")
-    return _verified(place, manifest, pictures, files, size_bytes, problems)
+    return _verified(vault, manifest, pictures, files, size_bytes, problems)
 
 
-def _named(place: Place, manifest: Manifest) -> Iterator[SavedContent | SavedObject]:
-    yield from saved_objects(place, manifest)
-    yield from saved_content(place, manifest)
+def _named(vault: Vault, manifest: Manifest) -> Iterator[SavedContent | SavedObject]:
+    yield from saved_objects(vault, manifest)
+    yield from saved_content(vault, manifest)
 
 
 def _problem(read: Callable[[], object]) -> str | None:
@@ -84,25 +84,25 @@ def _problem(read: Callable[[], object]) -> str | None:
     return None
 
 
-def _file_problem(place: Place, named: SavedContent | SavedObject) -> str | None:
+def _file_problem(vault: Vault, named: SavedContent | SavedObject) -> str | None:
     def read() -> None:
         digest, size = hashlib.sha256(), 0
-        with place.open(file_of(named.sha256)) as stream:
+        with vault.open(file_of(named.sha256)) as stream:
             while data := stream.read(_READ_BYTES):
                 digest.update(data)
                 size += len(data)
         if (digest.hexdigest(), size) != (named.sha256, named.size_bytes):
-            raise ObjectCorrupt(f"{place.address}/{file_of(named.sha256)} is damaged: it does not have its hash")
+            raise ObjectCorrupt(f"{vault.address}/{file_of(named.sha256)} is damaged: it does not have its hash")
 
     return _problem(read)
 
 
 def _verified(
-    place: Place, manifest: Manifest, pictures: int, files: int, size_bytes: int, problems: list[str]
+    vault: Vault, manifest: Manifest, pictures: int, files: int, size_bytes: int, problems: list[str]
 ) -> Verified:
     return Verified(
         name=manifest.name,
-        place=place.address,
+        vault=vault.address,
         made_at=manifest.made_at.isoformat(),
         version=manifest.version,
         revision=manifest.revision,

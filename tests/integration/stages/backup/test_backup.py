@@ -18,7 +18,7 @@ from ragllava.records import TaskName
 from ragllava.settings import Settings
 from ragllava.stages.backup.backup import BackupMaker
 from ragllava.stages.backup.manifest import MANIFESTS, read_manifest, write_manifest
-from ragllava.stages.backup.places import FolderPlace
+from ragllava.stages.backup.vaults import FolderVault
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
@@ -59,7 +59,7 @@ def empty(services: Settings, template_database: str) -> Iterator[Settings]:
 
 
 def make(shop: Workshop, folder: Path, **options: Any) -> Any:
-    return BackupMaker(shop.engine, shop.resources.objects, FolderPlace(folder)).make(**options)
+    return BackupMaker(shop.engine, shop.resources.objects, FolderVault(folder)).make(**options)
 
 
 def restore(settings: Settings, folder: Path, name: str | None = None) -> Any:
@@ -124,7 +124,7 @@ def test_a_second_backup_copies_only_what_is_new_and_an_interrupted_one_is_no_ba
         raise Stop
 
     with pytest.raises(Stop):
-        BackupMaker(shop.engine, shop.resources.objects, FolderPlace(tmp_path), check=stop).make()
+        BackupMaker(shop.engine, shop.resources.objects, FolderVault(tmp_path), check=stop).make()
     with Client(shop.settings) as client, pytest.raises(NotFound, match="no complete backup"):
         client.backups.verify(str(tmp_path))
     first = make(shop, tmp_path)
@@ -139,9 +139,9 @@ def test_older_backups_are_removed_with_what_only_they_need(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(shop, tmp_path)
-    place = FolderPlace(tmp_path)
-    write_manifest(place, replace(read_manifest(place), name="2020-01-01T00-00-00Z"))
-    place.put(f"objects/ab/{'ab' * 32}", b"of nobody")
+    vault = FolderVault(tmp_path)
+    write_manifest(vault, replace(read_manifest(vault), name="2020-01-01T00-00-00Z"))
+    vault.put(f"objects/ab/{'ab' * 32}", b"of nobody")
     made = make(shop, tmp_path, keep=1)
     assert "2020-01-01T00-00-00Z" in made.removed and not (tmp_path / f"objects/ab/{'ab' * 32}").exists()
     with Client(shop.settings) as client:
@@ -155,7 +155,7 @@ def test_verify_finds_every_damaged_file(shop: Workshop, tmp_path: Path, damage:
     with Client(shop.settings) as client:
         whole = client.backups.verify(str(tmp_path))
         assert whole.problems == () and whole.pictures == 12
-        pieces = {piece.sha256 for piece in read_manifest(FolderPlace(tmp_path)).pieces()}
+        pieces = {piece.sha256 for piece in read_manifest(FolderVault(tmp_path)).pieces()}
         for path in sorted((tmp_path / "objects").rglob("*")):
             if path.is_file():
                 data = path.read_bytes()
@@ -170,11 +170,11 @@ def test_verify_finds_every_damaged_file(shop: Workshop, tmp_path: Path, damage:
 
 def test_what_cannot_be_restored_is_refused_in_a_sentence(shop: Workshop, empty: Settings, tmp_path: Path) -> None:
     made = make(shop, tmp_path)
-    place = FolderPlace(tmp_path)
+    vault = FolderVault(tmp_path)
     with pytest.raises(Conflict, match="workers of this system run"):
         restore(shop.settings, tmp_path)
-    newer = replace(read_manifest(place), name="2999-01-01T00-00-00Z", revision="9999")
-    write_manifest(place, newer)
+    newer = replace(read_manifest(vault), name="2999-01-01T00-00-00Z", revision="9999")
+    write_manifest(vault, newer)
     with pytest.raises(SchemaMismatch, match="tables of revision 9999"):
         restore(empty, tmp_path)
     with pytest.raises(NotFound, match="has no backup 'x'"):
@@ -202,8 +202,8 @@ def test_an_interrupted_restore_continues(shop: Workshop, empty: Settings, tmp_p
         restore(empty, tmp_path)
     assert all_rows(empty)["images None"] == [], "objects come before rows"
     (tmp_path / "hidden").rename(hidden)
-    other = replace(read_manifest(FolderPlace(tmp_path)), name="2020-01-01T00-00-00Z")
-    write_manifest(FolderPlace(tmp_path), other)
+    other = replace(read_manifest(FolderVault(tmp_path)), name="2020-01-01T00-00-00Z")
+    write_manifest(FolderVault(tmp_path), other)
     with pytest.raises(Conflict, match="was interrupted here"):
         restore(empty, tmp_path, other.name)
     assert restore(empty, tmp_path, made.name).pictures == 12
@@ -220,7 +220,7 @@ def test_what_was_erased_after_a_backup_is_erased_again(
     [first, *others] = workshop.images().values()
     remover.pictures("postcards", [str(first.id)])
     remover.archive("other")
-    place = FolderPlace(tmp_path)
+    vault = FolderVault(tmp_path)
     later = make(workshop, tmp_path)
     if later.name == made.name:  # the same second
         pytest.fail("two backups of one second have one name")
@@ -231,7 +231,7 @@ def test_what_was_erased_after_a_backup_is_erased_again(
         assert [each.problem for each in client.system.inspect() if each.problem] == []
     assert sorted(all_rows(empty)["images None"])[0].startswith(str(others[0].id).encode())
     assert len([key for key in all_objects(empty) if key.startswith("sha256/")]) == 3
-    assert read_manifest(place, made.name).content == 6, "the backup itself still holds it"
+    assert read_manifest(vault, made.name).content == 6, "the backup itself still holds it"
 
 
 def test_an_object_that_is_erased_while_it_is_copied_is_not_in_the_backup(
@@ -258,7 +258,7 @@ def test_an_object_that_is_erased_while_it_is_copied_is_not_in_the_backup(
                 remover.pictures("postcards", [victims.pop()])
             return objects.get_content(sha256)
 
-    made = BackupMaker(workshop.engine, Erasing(), FolderPlace(tmp_path)).make()  # type: ignore[arg-type]
+    made = BackupMaker(workshop.engine, Erasing(), FolderVault(tmp_path)).make()  # type: ignore[arg-type]
     assert victims == [] and (made.pictures, made.absent) == (1, ())
     [lost] = workshop.images().values()
     objects.delete_content(lost.sha256)

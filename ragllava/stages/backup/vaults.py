@@ -25,8 +25,8 @@ class Readable(Protocol):
         ...
 
 
-class Place(Protocol):
-    """Files by name (`a/b/c`). Every method may raise ServiceUnavailable, or UsageError for a place that cannot be
+class Vault(Protocol):
+    """Files by name (`a/b/c`). Every method may raise ServiceUnavailable, or UsageError for a vault that cannot be
     used."""
 
     address: str  # for people
@@ -52,19 +52,19 @@ class Place(Protocol):
         ...
 
 
-def open_place(address: str, settings: Settings) -> Place:
-    """The place of backups at `s3://bucket/prefix`, or at a path. Raises UsageError, SettingsError."""
+def open_vault(address: str, settings: Settings) -> Vault:
+    """The vault of backups at `s3://bucket/prefix`, or at a path. Raises UsageError, SettingsError."""
     if not address.startswith("s3://"):
         if "://" in address:
             raise UsageError(f"{address!r} is neither a folder nor s3://bucket/prefix")
-        return FolderPlace(Path(address).expanduser().absolute())
+        return FolderVault(Path(address).expanduser().absolute())
     bucket, _, prefix = address.removeprefix("s3://").partition("/")
     own = settings.backup_s3_endpoint is None
     if not bucket or (own and bucket == settings.s3_bucket):
         raise UsageError(
             f"{address!r} cannot hold backups: give s3://bucket/prefix, with another bucket than the one that is saved"
         )
-    return BucketPlace(_store_of_backups(settings), bucket, prefix.strip("/"))
+    return BucketVault(_store_of_backups(settings), bucket, prefix.strip("/"))
 
 
 def _store_of_backups(settings: Settings) -> ObjectStore:
@@ -87,7 +87,7 @@ def _store_of_backups(settings: Settings) -> ObjectStore:
     )
 
 
-class FolderPlace:
+class FolderVault:
     """A folder; only its owner may read the files."""
 
     def __init__(self, root: Path) -> None:
@@ -96,7 +96,7 @@ class FolderPlace:
         self.address = str(root)
 
     def put(self, name: str, data: bytes | Path) -> None:
-        """As Place. A full disk, or a folder that cannot be written, is a UsageError."""
+        """As Vault. A full disk, or a folder that cannot be written, is a UsageError."""
         path = self._root / name
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class FolderPlace:
 
     @contextmanager
     def open(self, name: str) -> Iterator[Readable]:
-        """As Place."""
+        """As Vault."""
         try:
             stream = (self._root / name).open("rb")
         except FileNotFoundError:
@@ -126,7 +126,7 @@ class FolderPlace:
             yield stream
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """As Place."""
+        """As Vault."""
         folder = self._root / prefix.rpartition("/")[0]
         if not folder.is_dir():
             return
@@ -136,15 +136,15 @@ class FolderPlace:
                 yield name, path.stat().st_size
 
     def delete(self, name: str) -> None:
-        """As Place."""
+        """As Vault."""
         (self._root / name).unlink(missing_ok=True)
 
     def settle(self) -> None:
-        """As Place: once for all files, as it would take milliseconds for each of them."""
+        """As Vault: once for all files, as it would take milliseconds for each of them."""
         os.sync()
 
 
-class BucketPlace:
+class BucketVault:
     """The files below a prefix of a bucket."""
 
     def __init__(self, store: ObjectStore, bucket: str, prefix: str) -> None:
@@ -154,7 +154,7 @@ class BucketPlace:
         self.address = f"s3://{bucket}/{prefix}"
 
     def put(self, name: str, data: bytes | Path) -> None:
-        """As Place. Raises ObjectMissing when the bucket does not exist."""
+        """As Vault. Raises ObjectMissing when the bucket does not exist."""
         address = f"s3://{self._bucket}/{self._prefix}{name}"
         if isinstance(data, bytes):
             self._store.put_external_stream(address, BytesIO(data), len(data))
@@ -163,11 +163,11 @@ class BucketPlace:
             self._store.put_external_stream(address, stream, data.stat().st_size)
 
     def open(self, name: str) -> AbstractContextManager[Readable]:
-        """As Place."""
+        """As Vault."""
         return self._store.open_external(self._bucket, f"{self._prefix}{name}")
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """As Place; nothing while the bucket does not exist."""
+        """As Vault; nothing while the bucket does not exist."""
         try:
             for info in self._store.list_external(self._bucket, f"{self._prefix}{prefix}"):
                 yield info.key.removeprefix(self._prefix), info.size_bytes
@@ -175,8 +175,8 @@ class BucketPlace:
             return
 
     def delete(self, name: str) -> None:
-        """As Place."""
+        """As Vault."""
         self._store.delete_external(self._bucket, f"{self._prefix}{name}")
 
     def settle(self) -> None:
-        """As Place; nothing is left to do."""
+        """As Vault; nothing is left to do."""
