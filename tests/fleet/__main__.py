@@ -52,6 +52,7 @@ class Fleet:
     messages: redis.Redis
     statements: Statements = field(default_factory=Statements)
     ticks: dict[str, list[float]] = field(default_factory=lambda: {"dispatch": [], "others": []})
+    tick_ms: dict[str, float] = field(default_factory=dict)  # of processor time, a tick on average
     looks: list[tuple[float, dict[str, TableLook]]] = field(default_factory=list)
     server: Processor = field(default_factory=Processor)
     memory: dict[str, list[int]] = field(default_factory=dict)
@@ -68,6 +69,8 @@ class Fleet:
                 connection.execute(text(f"ANALYZE {table}"))
         processes = [self._start(number) for number in range(self.size.processes)]
         began = time.monotonic()
+        backend = psutil.Process(read_at_once(self.engine, lambda connection: connection.scalar(_BACKEND)))
+        used = backend.cpu_times(), psutil.Process().cpu_times()
         stop = threading.Event()
         looker = threading.Thread(target=self._look, args=(stop, began, processes))
         looker.start()
@@ -76,6 +79,11 @@ class Fleet:
             self._tick()
             time.sleep(max(0.0, self.settings.tick_s - (time.monotonic() - started)))
         seconds = time.monotonic() - began
+        for name, process, before in (("Postgres", backend, used[0]), ("Python", psutil.Process(), used[1])):
+            after = process.cpu_times()
+            self.tick_ms[name] = (
+                1000 * (after.user + after.system - before.user - before.system) / len(self.ticks["others"])
+            )
         stop.set()
         self.messages.set(STOP, 1)
         looker.join()
@@ -165,6 +173,7 @@ class Fleet:
                 f"tick, {name}: {len(values)} times, median {1000 * quantile(values, 0.5):.0f} ms, 99 % "
                 f"{1000 * quantile(values, 0.99):.0f} ms, most {1000 * max(values):.0f} ms, above 100 ms: {late}"
             )
+        print("a tick takes", ", ".join(f"{ms:.1f} ms of {name}'s processor time" for name, ms in self.tick_ms.items()))
         print(f"Postgres: {self.server.total_s:,.0f} s of processor time, {100 * self.server.total_s / seconds:.0f} %")
         for name, sizes in self.memory.items():
             print(f"memory of {name}: {sizes[0] / 2**20:.0f} MiB at first, {sizes[-1] / 2**20:.0f} at the end")
@@ -197,6 +206,7 @@ class Fleet:
             print(f"  {each.calls:,}, {1000 * each.seconds / each.calls:.1f}, {1000 * each.longest_s:.0f}: {name}")
 
 
+_BACKEND = text("SELECT pg_backend_pid()")
 _IMAGES = (
     """
     INSERT INTO blobs (sha256, state, size_bytes, media_type)

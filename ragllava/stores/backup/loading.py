@@ -16,7 +16,9 @@ from ragllava.stores.schema import metadata, webhooks
 from ragllava.stores.sessions import session_of
 
 # A system that was only started has rows in these.
-_OF_STARTED = frozenset({"alembic_version", "workers", "ticks", "sign_in_links", "change_event_totals"})
+_OF_STARTED = frozenset({"alembic_version", "workers", "ticks", "faults", "sign_ins", "sign_in_links"})
+# It also registers the models of its profile.
+_OF_USERS = {"model_versions": "adapter_sha256 IS NOT NULL", "promotions": "replaced_id IS NOT NULL"}
 _TABLES = text("""
     SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
     AND NOT relispartition ORDER BY relname
@@ -31,7 +33,8 @@ _SILENT_S = 60  # a worker that was not seen for longer does not run
 def filled_table(connection: Connection) -> str | None:
     """The first table with rows of users; None: this database is empty."""
     for name in connection.scalars(_TABLES).all():
-        if name not in _OF_STARTED and connection.scalar(text(f"SELECT EXISTS (SELECT FROM {name})")):  # noqa: S608
+        rows = f"SELECT EXISTS (SELECT FROM {name} WHERE {_OF_USERS.get(name, 'true')})"  # noqa: S608 - our own text
+        if name not in _OF_STARTED and connection.scalar(text(rows)):
             return str(name)
     return None
 

@@ -64,10 +64,10 @@ def open_snapshot(engine: Engine) -> Iterator[Snapshot]:
     with outside_transaction(engine) as connection:
         for name, value in _SETTINGS.items():
             connection.execute(text(f"SET {name} = {value}"))
+        tables = [row.table for row in connection.execute(_COLUMNS, {"tables": list(metadata.tables)})]
         connection.execute(text("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"))
         try:
-            tables = ", ".join(table.name for table in metadata.sorted_tables)
-            connection.execute(text(f"LOCK TABLE {tables} IN ACCESS SHARE MODE"))
+            connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS SHARE MODE"))
             yield Snapshot(connection)
         finally:
             if not connection.invalidated:
@@ -83,14 +83,14 @@ class Snapshot:
         self._driver = cast("psycopg.Connection[Any]", connection.connection.dbapi_connection)
 
     def parts(self) -> list[TablePart]:
-        """All tables, each after those that it refers to, and the vectors of each index."""
+        """All tables, and the vectors of each index."""
         parts = []
-        for table in metadata.sorted_tables:
-            columns = tuple(column.name for column in table.columns)
-            if table.name == "embeddings":
-                parts += [TablePart(table.name, columns, *index) for index in self._indexes()]
-            elif table.name not in LEFT_OUT:
-                parts.append(TablePart(table.name, columns))
+        for row in self._connection.execute(_COLUMNS, {"tables": list(metadata.tables)}):
+            columns = tuple(row.columns)
+            if row.table == "embeddings":
+                parts += [TablePart(row.table, columns, *index) for index in self._indexes()]
+            elif row.table not in LEFT_OUT:
+                parts.append(TablePart(row.table, columns))
         return parts
 
     def _indexes(self) -> list[tuple[int, int]]:
@@ -156,17 +156,27 @@ class Snapshot:
 
     def identity(self) -> str:
         """Of this database: another one has another, also if it was restored from a backup of this one."""
-        query = text("""
-            SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' || oid || '/'
-                || 'images'::regclass::oid FROM pg_database WHERE datname = current_database()
-        """)
-        return str(self._connection.scalar(query))
+        may_ask = self._connection.scalar(text("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')"))
+        server = "(SELECT system_identifier FROM pg_control_system())" if may_ask else "''"
+        query = f"""
+            SELECT concat_ws('/', {server}, datname, oid, 'images'::regclass::oid) FROM pg_database
+            WHERE datname = current_database()
+        """  # noqa: S608 - our own text
+        return str(self._connection.scalar(text(query)))
 
     def ids(self, table: str) -> Iterator[bytes]:
         """The ids of all rows of a table, ascending, a line each."""
         return self._copied(sql.SQL("SELECT id FROM {} ORDER BY id").format(sql.Identifier(table)))
 
 
+# As they are, so that tables of an earlier version can be saved, too.
+_COLUMNS = text("""
+    SELECT relname AS table, array_agg(CAST(attname AS text) ORDER BY attnum) AS columns
+    FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND relname = ANY(:tables)
+        AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+    GROUP BY relname ORDER BY relname
+""")
 _RESULT_FILES = text("""
     SELECT id AS job_id, file.value->>'key' AS key, file.value->>'sha256' AS sha256
     FROM jobs, jsonb_each(result->'files') AS file

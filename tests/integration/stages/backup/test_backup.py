@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+import migrations
 from ragllava.client import Client
 from ragllava.errors import Conflict, NotFound, ObjectCorrupt, ObjectMissing, SchemaMismatch, UsageError
 from ragllava.records import TaskName
@@ -25,11 +26,13 @@ from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.backup.snapshot import LEFT_OUT, open_snapshot
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.objects import ObjectStore
-from ragllava.stores.schema import metadata
+from ragllava.stores.schema import REVISION, metadata
 from tests.conftest import own_settings
 from tests.integration.conftest import Postcards
 from tests.support.postcard_gallery import cards
 from tests.support.workshop import Workshop, open_workshop
+
+EARLIER = "0015"  # a revision with fewer columns and tables
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +174,7 @@ def test_verify_finds_every_damaged_file(shop: Workshop, tmp_path: Path, damage:
 def test_what_cannot_be_restored_is_refused_in_a_sentence(shop: Workshop, empty: Settings, tmp_path: Path) -> None:
     made = make(shop, tmp_path)
     vault = FolderVault(tmp_path)
+    shop.live_worker()
     with pytest.raises(Conflict, match="workers of this system run"):
         restore(shop.settings, tmp_path)
     newer = replace(read_manifest(vault), name="2999-01-01T00-00-00Z", revision="9999")
@@ -208,6 +212,20 @@ def test_an_interrupted_restore_continues(shop: Workshop, empty: Settings, tmp_p
         restore(empty, tmp_path, other.name)
     assert restore(empty, tmp_path, made.name).pictures == 12
     assert all_objects(empty) == all_objects(shop.settings)
+
+
+def test_tables_of_an_earlier_version_are_migrated(
+    workshop: Workshop, empty: Settings, postcards: Postcards, tmp_path: Path
+) -> None:
+    workshop.ingest_files(cards(postcards, 0, 3))
+    before = all_rows(workshop.settings)
+    migrations.downgrade(workshop.settings.require_database_owner(), EARLIER)
+    make(workshop, tmp_path)
+    assert read_manifest(FolderVault(tmp_path)).revision == EARLIER
+    restore(empty, tmp_path)
+    url = empty.require_database_owner()
+    assert migrations.current(url) == REVISION and migrations.differences(url) == []
+    assert all_rows(empty)["images None"] == before["images None"] != []
 
 
 def test_what_was_erased_after_a_backup_is_erased_again(
