@@ -140,6 +140,7 @@ class TaskName(StrEnum):
     GC = "gc"  # objects that nothing refers to
     RETENTION = "retention"  # drop what is older than the settings keep
     VACUUM = "vacuum"  # vacuum the tables that churn, and check the recall of graphs
+    BACKUP = "backup"  # save everything where `settings.backup_to` says
 
 
 class ScheduleAction(StrEnum):
@@ -151,6 +152,7 @@ class ScheduleAction(StrEnum):
     GC = TaskName.GC.value
     RETENTION = TaskName.RETENTION.value
     VACUUM = TaskName.VACUUM.value
+    BACKUP = TaskName.BACKUP.value
     RETRAIN = "retrain"
     REINDEX = "reindex"
 

@@ -429,6 +429,23 @@ class Settings(BaseSettings):
         description="Hours that a replaced index is kept for a switch back, before `retention` drops it.",
     )
 
+    backup_to: str | None = Field(
+        default=None,
+        description="Where `ragllava backup` and the maintenance task `backup` put backups, unless the command names a "
+        "place: a folder, which every ingest worker then has to see, or `s3://bucket/prefix`.",
+    )
+    backup_keep: int = Field(
+        default=0, ge=0, description="Newest backups that are kept there; older ones are removed. 0: all are kept."
+    )
+    backup_s3_endpoint: str | None = Field(
+        default=None,
+        description="Address of the object store of backups: `host:port`. Not set: that of the pictures, which "
+        "does not protect from its loss.",
+    )
+    backup_s3_access_key: str | None = Field(default=None, description="Access key of that object store.")
+    backup_s3_secret_key: SecretStr | None = Field(default=None, description="Secret key of that object store.")
+    backup_s3_secure: bool = Field(default=True, description="Connect to that object store by HTTPS.")
+
     @field_validator("home")
     @classmethod
     def _whole_path(cls, value: Path) -> Path:

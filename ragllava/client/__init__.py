@@ -16,6 +16,7 @@ from ragllava.client.access.access import Access
 from ragllava.client.access.batches import Batches, BatchRequest, BatchView
 from ragllava.client.access.files import Files
 from ragllava.client.archives import Archives, IngestJob
+from ragllava.client.backups import Backups
 from ragllava.client.connections import Connections
 from ragllava.client.health import Check, Health, Severity
 from ragllava.client.jobs import Jobs, is_success, pause_between_views, seconds_left
@@ -52,6 +53,9 @@ from ragllava.records import (
 )
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import asked_in
+from ragllava.stages.backup.backup import Made as MadeBackup
+from ragllava.stages.backup.restore import Restored as RestoredBackup
+from ragllava.stages.backup.verify import Verified as VerifiedBackup
 from ragllava.stages.batches.bodies import (
     CHAT,
     RESPONSES,
@@ -144,6 +148,7 @@ __all__ = [
     "ListKey",
     "ListOptions",
     "ListedImage",
+    "MadeBackup",
     "Marks",
     "Metric",
     "Metrics",
@@ -166,6 +171,7 @@ __all__ = [
     "ReindexRequest",
     "ReindexingView",
     "Removal",
+    "RestoredBackup",
     "ResultFilter",
     "ResultPage",
     "ResultQuery",
@@ -194,6 +200,7 @@ __all__ = [
     "TrainingView",
     "Upload",
     "Verdict",
+    "VerifiedBackup",
     "VersionView",
     "WatchedFolder",
     "WebhookView",
@@ -236,6 +243,7 @@ class Client(Connections):
         self.models = Models(self)
         self.schedules = Schedules(self)
         self.system = System(self)
+        self.backups = Backups(self)
         self.health = Health(self)
         self.metrics = Metrics(self)
         self.webhooks = Webhooks(self)

@@ -10,21 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Engine,
-    Row,
-    Subquery,
-    Text,
-    and_,
-    case,
-    cast,
-    exists,
     func,
     select,
     text,
@@ -35,16 +26,14 @@ from ragllava.jobs.kinds import is_known_kind, kind_of, kinds_beside
 from ragllava.jobs.locking import lock_shard
 from ragllava.jobs.queue import is_urgent, is_waiting, settle, unqueue
 from ragllava.jobs.retry import Limits
-from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
+from ragllava.jobs.states import JobState, ShardState
+from ragllava.jobs.turns import LOOK_AHEAD, open_jobs, pending_shards, priority_of
 from ragllava.settings import Settings
 from ragllava.stores.database import equals_any, in_transaction, seconds
 from ragllava.stores.schema import jobs, shards, workers
 
 log = logging.getLogger(__name__)
 
-IS_READY = and_(
-    shards.c.state == ShardState.PENDING, (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now())
-)
 QUEUED = {"state": ShardState.QUEUED, "queued_at": func.now()}
 _IS_EXPIRED = (shards.c.state == ShardState.RUNNING, shards.c.lease_until < func.now())
 _REAPED_AT_ONCE = 100
@@ -108,10 +97,6 @@ def _expired_shards(connection: Connection) -> list[tuple[int, int]]:
     return [(shard_id, job_id) for shard_id, job_id in rows]
 
 
-def _open_jobs() -> tuple[ColumnElement[bool], ...]:
-    return jobs.c.finished_at.is_(None), is_known_kind()
-
-
 def _reap_shard(connection: Connection, shard_id: int, job_id: int, settings: Settings) -> bool:
     connection.execute(text(f"SET LOCAL statement_timeout = {_REAPING_TIMEOUT_MS}"))
     row = lock_shard(connection, job_id, shards.c.id == shard_id, *_IS_EXPIRED, skip_locked=True)
@@ -172,8 +157,9 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
     do not use up the room of higher ones, so a single question never waits behind a bulk job's messages.
     """
     space = _QueueSpace(live_slots(connection, settings), _queued_messages(connection) + _running(connection, settings))
+    most = min(LOOK_AHEAD, max(map(space.room, _priorities(connection)), default=0))
     chosen: list[ShardMessage] = []
-    for row in _pending(connection):
+    for row in pending_shards(connection, most) if most else ():
         queue = row.queue or kind_of(row.kind).queue
         if space.take(queue, row.priority):
             chosen.append(ShardMessage(row.id, queue, row.priority))
@@ -221,11 +207,18 @@ class _QueueSpace:
 
     def take(self, queue: str, priority: int) -> bool:
         """Count one more message, if the queue has space for one of this priority."""
-        ahead = sum(n for (name, urgency), n in self.taken.items() if name == queue and urgency >= priority)
-        if ahead >= MESSAGES_PER_SLOT * self.slots.get(queue, 0):
+        if self._room_of(queue, priority) <= 0:
             return False
         self.taken[queue, priority] += 1
         return True
+
+    def room(self, priority: int) -> int:
+        """How many messages of this priority the queue with most space takes."""
+        return max((self._room_of(queue, priority) for queue in self.slots), default=0)
+
+    def _room_of(self, queue: str, priority: int) -> int:
+        ahead = sum(n for (name, urgency), n in self.taken.items() if name == queue and urgency >= priority)
+        return max(0, MESSAGES_PER_SLOT * self.slots.get(queue, 0) - ahead)
 
 
 def live_slots(connection: Connection, settings: Settings) -> dict[str, int]:
@@ -276,77 +269,11 @@ def _running(connection: Connection, settings: Settings) -> Counter[tuple[str, i
     return running
 
 
-def job_turns() -> Subquery:
-    """For each open job: `in_flight`, its shards that are queued or run, and `waiting_since`, when its last shard was
-    queued, or the job created; `of_owner`, the shards in flight of all jobs of its kind and `owner`.
-
-    The next turn is that of the owner with the fewest shards in flight; of that owner's jobs, of the one with the
-    fewest, and of these of the one that waits longest. So each owner gets an equal share of the slots, however many
-    jobs it has, each job its share from its first shard on, and a stream of new jobs holds up no old one. A job without
-    an owner is its own.
-    """
-    in_flight = func.count().filter(shards.c.state.in_([ShardState.QUEUED, ShardState.RUNNING]))
-    owner = func.coalesce(jobs.c.owner, cast(jobs.c.id, Text))
-    return (
-        select(
-            jobs.c.id.label("job_id"),
-            owner.label("owner"),
-            in_flight.label("in_flight"),
-            func.sum(in_flight).over(partition_by=(owner, jobs.c.kind)).label("of_owner"),
-            func.coalesce(func.max(shards.c.queued_at), jobs.c.created_at).label("waiting_since"),
-        )
-        .join(shards, shards.c.job_id == jobs.c.id)
-        .where(jobs.c.finished_at.is_(None), jobs.c.state == JobState.RUNNING, is_known_kind())
-        .group_by(jobs.c.id)
-        .subquery("turns")
-    )
+def _priorities(connection: Connection) -> set[int]:
+    """Those of the jobs that run, and of their last shards."""
+    running = select(jobs.c.priority).where(*open_jobs(), jobs.c.state == JobState.RUNNING).distinct()
+    priorities = set(connection.scalars(running))
+    return priorities | {max(priority, 0) for priority in priorities}
 
 
-def _pending(connection: Connection) -> Sequence[Row[Any]]:
-    turns = job_turns()
-    nth = func.row_number().over(partition_by=shards.c.job_id, order_by=shards.c.lo)
-    sibling = shards.alias("sibling")
-    open_siblings = exists().where(
-        sibling.c.job_id == shards.c.job_id, sibling.c.id != shards.c.id, sibling.c.state.in_(OPEN_SHARD_STATES)
-    )
-    ready = (
-        select(
-            shards.c.id,
-            jobs.c.kind,
-            shards.c.queue,
-            _PRIORITY,
-            jobs.c.id.label("job_id"),
-            (turns.c.in_flight + nth).label("turn"),
-            turns.c.waiting_since,
-            turns.c.owner,
-            turns.c.of_owner,
-        )
-        .join(jobs, jobs.c.id == shards.c.job_id)
-        .join(turns, turns.c.job_id == jobs.c.id)
-        .where(IS_READY, ~shards.c.is_last | ~open_siblings)
-        .subquery()
-    )
-    queue = func.coalesce(ready.c.queue, ready.c.kind)
-    of_job = (ready.c.turn, ready.c.waiting_since, ready.c.job_id)
-    nth_of_owner = func.row_number().over(partition_by=(ready.c.owner, queue, ready.c.priority), order_by=of_job)
-    owned = select(ready, queue.label("of_queue"), (ready.c.of_owner + nth_of_owner).label("owner_turn")).subquery()
-    # One queue may be full while another is empty, so look at shards of each kind.
-    rank = func.row_number().over(
-        partition_by=owned.c.of_queue,
-        order_by=(
-            owned.c.priority.desc(),
-            owned.c.owner_turn,
-            owned.c.turn,
-            owned.c.waiting_since,
-            owned.c.job_id,
-        ),
-    )
-    ranked = select(owned.c.id, owned.c.kind, owned.c.queue, owned.c.priority, rank.label("rank")).subquery()
-    # Kinds may share a queue, so priority decides between them, too.
-    first = (ranked.c.priority.desc(), ranked.c.rank)
-    return connection.execute(select(ranked).where(ranked.c.rank <= _LOOK_AHEAD).order_by(*first)).all()
-
-
-_LOOK_AHEAD = 1000
-# The last shard of a job of low priority takes turns with other jobs: behind a stream of questions it would never run.
-_PRIORITY = case((shards.c.is_last, func.greatest(jobs.c.priority, 0)), else_=jobs.c.priority).label("priority")
+_PRIORITY = priority_of(shards.c.is_last)

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, select, update
 from ragllava.jobs import control, dispatch, ending
 from ragllava.jobs.control import JobView
 from ragllava.jobs.runner import run_shard
+from ragllava.jobs.turns import IS_READY
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import shards
@@ -42,7 +43,7 @@ def take_pending(connection: Connection, job_id: int) -> int | None:
 
     Of several callers at once each gets another shard.
     """
-    ready = select(shards.c.id).where(shards.c.job_id == job_id, dispatch.IS_READY).order_by(shards.c.lo).limit(1)
+    ready = select(shards.c.id).where(shards.c.job_id == job_id, IS_READY).order_by(shards.c.lo).limit(1)
     queued = update(shards).where(shards.c.id == ready.with_for_update(skip_locked=True).scalar_subquery())
     shard_id: int | None = connection.scalar(queued.values(dispatch.QUEUED).returning(shards.c.id))
     return shard_id

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from ragllava.jobs.dispatch import job_turns
 from ragllava.jobs.kinds import kind_of
+from ragllava.jobs.turns import job_turns
 from ragllava.stores.schema import jobs
 
 
@@ -17,7 +17,7 @@ def jobs_before(connection: Connection) -> dict[int, int]:
     """For each job that has not started: how many jobs of its queue are served before it, in the order of dispatch.
 
     These are the jobs of higher priority, and of equal priority those that have a shard in flight, and those whose turn
-    comes earlier: owners take turns, and the jobs of an owner (jobs/dispatch.py).
+    comes earlier: owners take turns, and the jobs of an owner (jobs/turns.py).
     """
     turns = job_turns()
     columns = (turns, jobs.c.kind, jobs.c.priority, jobs.c.started_at)

@@ -185,6 +185,10 @@ class ObjectStore:
         """Read an object piece by piece. Entering it may raise ObjectMissing, a read ServiceUnavailable."""
         return self._stream(self.bucket, key)
 
+    def open_external(self, bucket: str, key: str) -> AbstractContextManager[ObjectStream]:
+        """As `open_stream`, of any bucket."""
+        return self._stream(bucket, key)
+
     def fetch(self, key: str, file: Path) -> None:
         """Write the bytes under `key` into a file. Raises ObjectMissing, ServiceUnavailable."""
         with self.open_stream(key) as stream, file.open("wb") as copy:
@@ -283,8 +287,12 @@ class ObjectStore:
 
     def delete(self, key: str) -> None:
         """Remove the object under `key`, if it exists."""
+        self.delete_external(self.bucket, key)
+
+    def delete_external(self, bucket: str, key: str) -> None:
+        """As `delete`, in any bucket."""
         with suppress(ObjectMissing), self._errors(key):
-            self._client.remove_object(self.bucket, key)
+            self._client.remove_object(bucket, key)
 
     def remove_prefix(self, prefix: str) -> int:
         """Remove every object whose key starts with `prefix`; returns how many. Raises UsageError for no prefix."""

@@ -28,6 +28,7 @@ SECTIONS = {
     "lease_s": "Jobs and leases",
     "held_out_share": "Training",
     "keep_jobs_days": "Retention",
+    "backup_to": "Backup",
 }
 
 _INTRODUCTION = """# Settings

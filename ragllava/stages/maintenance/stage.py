@@ -14,6 +14,7 @@ from ragllava.jobs.control import NewJob
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import JobKind, ScheduleAction, TaskName
 from ragllava.settings import Settings
+from ragllava.stages.maintenance.back_up import back_up
 from ragllava.stages.maintenance.find_noisy import find_noisy_cases
 from ragllava.stages.maintenance.gc import collect_garbage
 from ragllava.stages.maintenance.retention import keep_within_limits
@@ -46,6 +47,7 @@ TASK_DEFINITIONS: dict[TaskName, TaskDefinition] = {
     TaskName.GC: TaskDefinition(collect_garbage, options={"delete": bool}),
     TaskName.RETENTION: TaskDefinition(keep_within_limits),
     TaskName.VACUUM: TaskDefinition(vacuum),
+    TaskName.BACKUP: TaskDefinition(back_up),
 }
 
 

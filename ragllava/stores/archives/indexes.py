@@ -70,11 +70,12 @@ def create_index(
             return index.index_id
     values = {"archive_id": archive_id, "retriever": retriever, "dim": dim, "state": "building", "spec": spec}
     created = connection.execute(indexes.insert().values(values).returning(indexes.c.id)).scalar_one()
-    _create_partition(connection, created, dim)
+    create_partition(connection, created, dim)
     return int(created)
 
 
-def _create_partition(connection: Connection, index_id: int, dim: int) -> None:
+def create_partition(connection: Connection, index_id: int, dim: int) -> None:
+    """Make the table of the vectors of an index."""
     # Created first, then attached: CREATE TABLE … PARTITION OF would wait for every running search and block new ones.
     name = partition(index_id)
     connection.execute(

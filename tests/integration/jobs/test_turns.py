@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, insert, select, text, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs import control, dispatch, ending, queue
@@ -17,6 +17,7 @@ from ragllava.settings import Settings
 from ragllava.stages.resources import Resources
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk
+from tests.support.plans import visited_rows
 from tests.support.waiting import wait_for
 from tests.support.workshop import stages_replaced
 
@@ -291,3 +292,22 @@ def test_owners_take_turns_however_many_jobs_they_have(desk: Desk, engine: Engin
     served = list(Slot(desk).serve(16))
     assert served.count(one) == 8
     assert {served.count(job_id) for job_id in many} == {2}
+
+
+def test_dispatch_reads_neither_the_ended_shards_of_a_job_nor_those_that_wait_longer(
+    desk: Desk, engine: Engine
+) -> None:
+    """The statements of a tick cost the same however large the jobs are."""
+    desk.questions_job(2, per_shard=1)
+    small = visited_by_dispatch(desk, engine)
+    made = [desk.questions_job(4_000, per_shard=1) for _ in range(2)]
+    with engine.begin() as connection:
+        ended = update(shards).where(shards.c.job_id.in_(made), shards.c.lo < 2_000)
+        connection.execute(ended.values(state="done", queued_at=text("now()"), finished_at=text("now()")))
+    assert visited_by_dispatch(desk, engine) < small + 200
+
+
+def visited_by_dispatch(desk: Desk, engine: Engine) -> int:
+    visited = visited_rows(engine, lambda connection: dispatch.choose(connection, desk.settings))
+    assert any("row_number" in each.statement for each in visited), "the statement that chooses shards is among them"
+    return sum(each.rows for each in visited)

@@ -21,6 +21,7 @@ SENTENCES = {
     TaskName.FIND_NOISY: "checks stored answers again, and logs those that are doubtful",
     TaskName.GC: "finds objects that nothing refers to; with “delete” it removes them",
     TaskName.RETENTION: "drops what is older than the settings keep",
+    TaskName.BACKUP: "saves the database and all objects where the settings say",
     TaskName.VACUUM: "vacuums the tables with many changes, and measures the recall of the graphs",
 }
 

@@ -1,0 +1,1 @@
+"""Backups: made beside running work, verified, and restored into an empty system."""

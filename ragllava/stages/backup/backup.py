@@ -1,0 +1,195 @@
+"""Making a backup beside running work.
+
+First the objects are copied that rows name now, which takes long. Then all rows are read in one snapshot, and what
+these name beyond the first objects is copied. An object that was erased meanwhile is missing then, and its row with it
+in the next snapshot: so this is repeated until nothing new is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+
+from sqlalchemy import Engine
+
+from ragllava.errors import Conflict, RagllavaError
+from ragllava.stages.backup.copying import Copied, Copier, OnProgress, content_list
+from ragllava.stages.backup.manifest import (
+    MANIFESTS,
+    OBJECTS,
+    Manifest,
+    Piece,
+    SavedObject,
+    SavedTable,
+    list_names,
+    object_lines,
+    read_manifest,
+    saved_content,
+    saved_objects,
+    write_lines,
+    write_manifest,
+)
+from ragllava.stages.backup.vaults import Vault
+from ragllava.stores.backup.snapshot import Snapshot, open_snapshot
+from ragllava.stores.database import locked_outside
+from ragllava.stores.objects import ObjectStore
+
+IDS_OF = ("images", "jobs", "archives")  # by which a restore knows what was erased later
+_ROUNDS = 5
+_NAME = "%Y-%m-%dT%H-%M-%SZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A backup that was made. `copied` files and their bytes were not in the vault before; `absent` are hashes and keys
+    that rows name and the object store does not have; `removed` are older backups."""
+
+    name: str
+    vault: str
+    rows: int
+    pictures: int
+    picture_bytes: int
+    files: int
+    copied: int
+    copied_bytes: int
+    table_bytes: int
+    seconds: float
+    absent: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BackupMaker:
+    """The services that are saved, and the vault. `check` is called now and then, and may raise to stop."""
+
+    engine: Engine
+    objects: ObjectStore
+    vault: Vault
+    on_progress: OnProgress = lambda _what, _done, _total: None
+    check: Callable[[], None] = lambda: None
+
+    def make(self, keep: int = 0) -> Made:
+        """Make a backup, and remove all but the newest `keep` (0: none is removed).
+
+        Raises Conflict while another one is being made, UsageError when the vault cannot be written,
+        ServiceUnavailable. An interrupted one leaves what it copied, and the next continues there.
+        """
+        with locked_outside(self.engine, "backup", "backup", wait=False) as is_held:
+            if not is_held:
+                raise Conflict("another backup of this system is being made; wait for it")
+            return self._make(keep)
+
+    def _make(self, keep: int) -> Made:
+        began = time.monotonic()
+        previous = self._previous()
+        before = {saved.key: saved for saved in saved_objects(self.vault, previous)} if previous else {}
+        there = {piece.sha256 for piece in previous.pieces()} if previous else set[str]()
+        copied, lost = Copied(), set[str]()
+        for attempt in range(_ROUNDS + 1):
+            last, with_rows = lost, attempt > 0
+            manifest, copied_now = self._round(before, there, with_rows=with_rows)
+            copied.add(copied_now)
+            lost = set(copied_now.lost)
+            if with_rows and lost <= last:
+                break
+        write_manifest(self.vault, manifest)
+        return _made(manifest, self.vault, copied, time.monotonic() - began, self._remove_old(keep))
+
+    def _round(self, before: dict[str, SavedObject], there: set[str], *, with_rows: bool) -> tuple[Manifest, Copied]:
+        """Copy what rows name now; with the rows themselves, the manifest says all. `before` and `there` are what the
+        vault has of earlier rounds and backups: the objects beside content by key, and hashes of pieces."""
+        copier = Copier(self.objects, self.vault, self.on_progress, self.check)
+        with content_list() as content:
+            with open_snapshot(self.engine) as snapshot:
+                moment = datetime.now(UTC)
+                content.fill(snapshot.content())
+                named = snapshot.named_objects()
+                rows = self._rows(snapshot, there) if with_rows else _Rows()
+            copied = copier.content(content, content.number)
+            saved, others = copier.others(named, before)
+        copied.add(others)
+        before |= {each.key: each for each in saved}
+        manifest = Manifest(
+            name=moment.strftime(_NAME),
+            made_at=moment,
+            version=metadata.version("ragllava"),
+            content=content.number,
+            content_bytes=content.size_bytes,
+            objects=write_lines(self.vault, object_lines(saved), there) if with_rows else (),
+            absent=tuple(sorted(copied.lost)),
+            tables=rows.tables,
+            ids=rows.ids,
+            sequences=rows.sequences,
+            revision=rows.revision,
+            identity=rows.identity,
+        )
+        return manifest, copied
+
+    def _previous(self) -> Manifest | None:
+        """The newest backup that can be read; without one, everything is copied."""
+        for name in reversed(list_names(self.vault)):
+            try:
+                return read_manifest(self.vault, name)
+            except RagllavaError:
+                continue
+        return None
+
+    def _rows(self, snapshot: Snapshot, there: set[str]) -> _Rows:
+        parts = snapshot.parts()
+        tables = []
+        for done, part in enumerate(parts, start=1):
+            tables.append(SavedTable(part, write_lines(self.vault, snapshot.rows(part), there)))
+            self.on_progress("tables", done, len(parts))
+            self.check()
+        ids = {name: write_lines(self.vault, snapshot.ids(name), there) for name in IDS_OF}
+        return _Rows(tuple(tables), ids, snapshot.sequences(), snapshot.revision(), snapshot.identity())
+
+    def _remove_old(self, keep: int) -> tuple[str, ...]:
+        """Remove all but the newest `keep` backups, and the files that no other one needs."""
+        names = list_names(self.vault)
+        removed = names[:-keep] if keep else []
+        if not removed:
+            return ()
+        for name in removed:
+            self.vault.delete(f"{MANIFESTS}{name}.json")
+        needed: set[str] = set()
+        for name in names[-keep:]:
+            manifest = read_manifest(self.vault, name)
+            needed.update(piece.sha256 for piece in manifest.pieces())
+            needed.update(content.sha256 for content in saved_content(self.vault, manifest))
+            needed.update(saved.sha256 for saved in saved_objects(self.vault, manifest))
+        for name, _ in list(self.vault.sizes(OBJECTS)):
+            if name.rpartition("/")[2] not in needed:
+                self.vault.delete(name)
+        return tuple(removed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What one snapshot gave."""
+
+    tables: tuple[SavedTable, ...] = ()
+    ids: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
+    sequences: dict[str, int] = field(default_factory=dict)
+    revision: str = ""
+    identity: str = ""
+
+
+def _made(manifest: Manifest, vault: Vault, copied: Copied, seconds: float, removed: tuple[str, ...]) -> Made:
+    return Made(
+        name=manifest.name,
+        vault=vault.address,
+        rows=manifest.rows,
+        pictures=manifest.content,
+        picture_bytes=manifest.content_bytes,
+        files=sum(piece.lines for piece in manifest.objects),
+        copied=copied.files,
+        copied_bytes=copied.size_bytes,
+        table_bytes=sum(piece.size_bytes for piece in manifest.pieces()),
+        seconds=seconds,
+        absent=manifest.absent,
+        removed=removed,
+    )

@@ -1,0 +1,1 @@
+"""The whole database as rows of text: read at one moment, and loaded into empty tables."""

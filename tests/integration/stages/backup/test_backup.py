@@ -1,0 +1,312 @@
+"""Backups on real services: what comes back is what was there; what is damaged, half or too new is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+import migrations
+from ragllava.client import Client
+from ragllava.errors import Conflict, NotFound, ObjectCorrupt, ObjectMissing, SchemaMismatch, UsageError
+from ragllava.records import TaskName
+from ragllava.settings import Settings
+from ragllava.stages.backup.backup import BackupMaker
+from ragllava.stages.backup.manifest import MANIFESTS, read_manifest, write_manifest
+from ragllava.stages.backup.vaults import FolderVault
+from ragllava.stages.erasing.remove import Remover
+from ragllava.stages.maintenance.stage import submit_task
+from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.backup.snapshot import LEFT_OUT, open_snapshot
+from ragllava.stores.database import in_transaction, make_engine
+from ragllava.stores.objects import ObjectStore
+from ragllava.stores.schema import REVISION, metadata
+from tests.conftest import own_settings
+from tests.integration.conftest import Postcards
+from tests.support.postcard_gallery import cards
+from tests.support.workshop import Workshop, open_workshop
+
+EARLIER = "0015"  # a revision with fewer columns and tables
+
+
+@pytest.fixture(scope="module")
+def shop(services: Settings, template_database: str, models: Any, postcards: Postcards) -> Iterator[Workshop]:
+    """Twelve pictures, an answered job with result files, and one that a worker has begun; tests only read it."""
+    with own_settings(services, template_database) as own, open_workshop(own, models) as workshop:
+        shop = workshop.with_settings(files_per_shard=6, questions_per_shard=2)
+        shop.ingest_files(cards(postcards, 0, 12))
+        texts = [question.text for question in postcards.archive.questions[:4]]
+        shop.ask(texts)
+        publish_missing_results(shop.engine, shop.resources.objects)
+        shop.submit(texts)
+        assert shop.dispatch() and shop.claim_next(lease_s=600.0)
+        in_transaction(shop.engine, lambda connection: connection.execute(_WEBHOOK))
+        yield shop
+
+
+_WEBHOOK = text(
+    "INSERT INTO webhooks (owner, url, kinds, secret) VALUES ('ada', 'https://a.example', '{answer}', 'whsec_x')"
+)
+
+
+@pytest.fixture
+def empty(services: Settings, template_database: str) -> Iterator[Settings]:
+    with own_settings(services, template_database) as own:
+        yield own
+
+
+def make(shop: Workshop, folder: Path, **options: Any) -> Any:
+    return BackupMaker(shop.engine, shop.resources.objects, FolderVault(folder)).make(**options)
+
+
+def restore(settings: Settings, folder: Path, name: str | None = None) -> Any:
+    with Client(settings) as client:
+        return client.backups.restore(str(folder), name)
+
+
+def all_rows(settings: Settings) -> dict[str, list[bytes]]:
+    """The rows of every table that a backup has, as COPY writes them."""
+    engine = make_engine(settings.require_database(), name="test rows")
+    try:
+        with open_snapshot(engine) as snapshot:
+            return {f"{part.table} {part.index_id}": sorted(snapshot.rows(part)) for part in snapshot.parts()}
+    finally:
+        engine.dispose()
+
+
+def all_objects(settings: Settings) -> dict[str, bytes]:
+    objects = ObjectStore(settings)
+    return {info.key: objects.get(info.key) for info in objects.list_objects("")}
+
+
+def test_every_table_is_saved_or_left_out_on_purpose(shop: Workshop) -> None:
+    with open_snapshot(shop.engine) as snapshot:
+        saved = {part.table for part in snapshot.parts()}
+    assert saved | LEFT_OUT == set(metadata.tables) and not saved & LEFT_OUT
+
+
+def test_what_is_restored_is_what_was_there_and_open_jobs_continue(
+    shop: Workshop, empty: Settings, models: Any, tmp_path: Path
+) -> None:
+    made = make(shop, tmp_path)
+    assert (made.pictures, made.absent) == (12, ()) and made.files >= 3
+    assert "whsec_x" not in "".join(path.read_text("latin-1") for path in tmp_path.rglob("*") if path.is_file())
+    restored = restore(empty, tmp_path)
+    assert (restored.rows, restored.pictures, restored.files) == (made.rows, made.pictures, made.files)
+    assert any("https://a.example has a new secret" in note for note in restored.notes)
+    before, after = all_rows(shop.settings), all_rows(empty)
+    assert before.keys() == after.keys()
+    assert {name for name in before if before[name] != after[name]} == {"shards None"}, "their leases are over"
+    assert all_objects(empty) == all_objects(shop.settings)
+    with Client(empty) as client:
+        [secret] = client.jobs._do(lambda connection: connection.scalars(text("SELECT secret FROM webhooks")).all())
+        assert secret.startswith("whsec_") and secret != "whsec_x"
+        problems = [each.problem for each in client.system.inspect() if each.problem and each.name != "waiting work"]
+        assert problems == []
+    with open_workshop(empty, models) as other:
+        other.run()
+        first, second = (other.rows(job_id) for job_id in (2, 3))
+        assert [row.answer for row in first] == [row.answer for row in shop.rows(2)]
+        assert [(row.status, row.answer) for row in second] == [(row.status, row.answer) for row in first]
+        assert other.submit(["Is it red?"]).job_id == 4, "ids go on where they were"
+
+
+def test_a_second_backup_copies_only_what_is_new_and_an_interrupted_one_is_no_backup(
+    shop: Workshop, tmp_path: Path
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        BackupMaker(shop.engine, shop.resources.objects, FolderVault(tmp_path), check=stop).make()
+    with Client(shop.settings) as client, pytest.raises(NotFound, match="no complete backup"):
+        client.backups.verify(str(tmp_path))
+    first = make(shop, tmp_path)
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    second = make(shop, tmp_path)
+    assert first.copied < first.pictures + first.files and (second.copied, second.copied_bytes) == (0, 0)
+    new = {path for path in tmp_path.rglob("*") if path.is_file()} - files
+    assert {path.parent.name for path in new} <= {"backups"}, "tables that did not change are not written again"
+
+
+def test_older_backups_are_removed_with_what_only_they_need(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(shop, tmp_path)
+    vault = FolderVault(tmp_path)
+    write_manifest(vault, replace(read_manifest(vault), name="2020-01-01T00-00-00Z"))
+    vault.put(f"objects/ab/{'ab' * 32}", b"of nobody")
+    made = make(shop, tmp_path, keep=1)
+    assert "2020-01-01T00-00-00Z" in made.removed and not (tmp_path / f"objects/ab/{'ab' * 32}").exists()
+    with Client(shop.settings) as client:
+        assert client.backups.list(str(tmp_path)) == [made.name]
+        assert client.backups.verify(str(tmp_path)).problems == ()
+
+
+@pytest.mark.parametrize("damage", ["remove", "change"])
+def test_verify_finds_every_damaged_file(shop: Workshop, tmp_path: Path, damage: str) -> None:
+    make(shop, tmp_path)
+    with Client(shop.settings) as client:
+        whole = client.backups.verify(str(tmp_path))
+        assert whole.problems == () and whole.pictures == 12
+        pieces = {piece.sha256 for piece in read_manifest(FolderVault(tmp_path)).pieces()}
+        for path in sorted((tmp_path / "objects").rglob("*")):
+            if path.is_file():
+                data = path.read_bytes()
+                path.unlink() if damage == "remove" else path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+                assert len(client.backups.verify(str(tmp_path)).problems) == 1, (path, path.name in pieces)
+                path.write_bytes(data)
+        [manifest] = (tmp_path / MANIFESTS).iterdir()
+        manifest.write_text(manifest.read_text().replace('"content": 12', '"content": 11'))
+        with pytest.raises(ObjectCorrupt, match="is damaged"):
+            client.backups.verify(str(tmp_path))
+
+
+def test_what_cannot_be_restored_is_refused_in_a_sentence(shop: Workshop, empty: Settings, tmp_path: Path) -> None:
+    made = make(shop, tmp_path)
+    vault = FolderVault(tmp_path)
+    shop.live_worker()
+    with pytest.raises(Conflict, match="workers of this system run"):
+        restore(shop.settings, tmp_path)
+    newer = replace(read_manifest(vault), name="2999-01-01T00-00-00Z", revision="9999")
+    write_manifest(vault, newer)
+    with pytest.raises(SchemaMismatch, match="tables of revision 9999"):
+        restore(empty, tmp_path)
+    with pytest.raises(NotFound, match="has no backup 'x'"):
+        restore(empty, tmp_path, "x")
+    for address, words in ((f"s3://{empty.s3_bucket}/b", "another bucket"), ("ftp://x/y", "neither a folder")):
+        with Client(empty) as client, pytest.raises(UsageError, match=words):
+            client.backups.restore(address)
+    ObjectStore(empty).put("something", b"")
+    with pytest.raises(Conflict, match=r"bucket .* is not empty"):
+        restore(empty, tmp_path, made.name)
+    ObjectStore(empty).delete("something")
+    engine = make_engine(empty.require_database(), name="test")
+    in_transaction(engine, lambda connection: connection.execute(text("INSERT INTO archives (name) VALUES ('a')")))
+    engine.dispose()
+    with pytest.raises(Conflict, match="its table archives has rows"):
+        restore(empty, tmp_path, made.name)
+
+
+def test_an_interrupted_restore_continues(shop: Workshop, empty: Settings, tmp_path: Path) -> None:
+    made = make(shop, tmp_path)
+    content = sorted((tmp_path / "objects").rglob("*"))
+    hidden = next(path for path in content if path.is_file() and path.read_bytes()[:4] == b"\x89PNG")
+    hidden.rename(tmp_path / "hidden")
+    with pytest.raises(ObjectMissing):
+        restore(empty, tmp_path)
+    assert all_rows(empty)["images None"] == [], "objects come before rows"
+    (tmp_path / "hidden").rename(hidden)
+    other = replace(read_manifest(FolderVault(tmp_path)), name="2020-01-01T00-00-00Z")
+    write_manifest(FolderVault(tmp_path), other)
+    with pytest.raises(Conflict, match="was interrupted here"):
+        restore(empty, tmp_path, other.name)
+    assert restore(empty, tmp_path, made.name).pictures == 12
+    assert all_objects(empty) == all_objects(shop.settings)
+
+
+def test_tables_of_an_earlier_version_are_migrated(
+    workshop: Workshop, empty: Settings, postcards: Postcards, tmp_path: Path
+) -> None:
+    workshop.ingest_files(cards(postcards, 0, 3))
+    before = all_rows(workshop.settings)
+    migrations.downgrade(workshop.settings.require_database_owner(), EARLIER)
+    make(workshop, tmp_path)
+    assert read_manifest(FolderVault(tmp_path)).revision == EARLIER
+    restore(empty, tmp_path)
+    url = empty.require_database_owner()
+    assert migrations.current(url) == REVISION and migrations.differences(url) == []
+    assert all_rows(empty)["images None"] == before["images None"] != []
+
+
+def test_what_was_erased_after_a_backup_is_erased_again(
+    workshop: Workshop, empty: Settings, postcards: Postcards, tmp_path: Path
+) -> None:
+    workshop.ingest_files(cards(postcards, 0, 4))
+    workshop.ingest_files(cards(postcards, 4, 6), "other")
+    made = make(workshop, tmp_path)
+    remover = Remover(workshop.engine, workshop.settings, workshop.resources.objects, "test")
+    [first, *others] = workshop.images().values()
+    remover.pictures("postcards", [str(first.id)])
+    remover.archive("other")
+    vault = FolderVault(tmp_path)
+    later = make(workshop, tmp_path)
+    if later.name == made.name:  # the same second
+        pytest.fail("two backups of one second have one name")
+    restored = restore(empty, tmp_path, made.name)
+    assert restored.erased == {"archives": 1, "images": 1} and restored.notes == ()
+    with Client(empty) as client:
+        assert [archive.name for archive in client.archives.list()] == ["postcards"]
+        assert [each.problem for each in client.system.inspect() if each.problem] == []
+    assert sorted(all_rows(empty)["images None"])[0].startswith(str(others[0].id).encode())
+    assert len([key for key in all_objects(empty) if key.startswith("sha256/")]) == 3
+    assert read_manifest(vault, made.name).content == 6, "the backup itself still holds it"
+
+
+def test_an_object_that_is_erased_while_it_is_copied_is_not_in_the_backup(
+    workshop: Workshop, postcards: Postcards, tmp_path: Path
+) -> None:
+    workshop.ingest_files(cards(postcards, 0, 3))
+    objects = workshop.resources.objects
+    remover = Remover(workshop.engine, workshop.settings, objects, "test")
+    victims = [str(image.id) for image in workshop.images().values()][:2]
+
+    class Erasing:
+        """Before the objects of a round are copied, somebody erases a picture."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(objects, name)
+
+        def list_objects(self, prefix: str) -> Any:
+            if victims and prefix == "jobs/":
+                remover.pictures("postcards", [victims.pop()])
+            return objects.list_objects(prefix)
+
+        def get_content(self, sha256: str) -> bytes:
+            if victims:
+                remover.pictures("postcards", [victims.pop()])
+            return objects.get_content(sha256)
+
+    made = BackupMaker(workshop.engine, Erasing(), FolderVault(tmp_path)).make()  # type: ignore[arg-type]
+    assert victims == [] and (made.pictures, made.absent) == (1, ())
+    [lost] = workshop.images().values()
+    objects.delete_content(lost.sha256)
+    shutil.rmtree(tmp_path)
+    damaged = make(workshop, tmp_path)
+    assert damaged.absent == (lost.sha256,), "a store that lost objects is saved all the same"
+
+
+def test_a_bucket_holds_backups_and_a_schedule_makes_them(
+    shop: Workshop, empty: Settings, settings: Settings, tmp_path: Path, engine: Engine
+) -> None:
+    bucket = f"{shop.settings.s3_bucket}-backup"
+    address = f"s3://{bucket}/daily"
+    with pytest.raises(ObjectMissing, match="there is no bucket"), Client(shop.settings) as client:
+        client.backups.make(address)
+    shop.resources.objects.make_bucket(bucket)
+    own = shop.with_settings(backup_to=address, backup_keep=1)
+    job_id = in_transaction(own.engine, submit_task, own.settings, TaskName.BACKUP, None, {})
+    own.run()
+    view = own.job(job_id)
+    assert view.state == "completed", view
+    with Client(own.settings) as client:
+        [name] = client.backups.list()
+        assert client.backups.verify().problems == ()
+    with Client(empty.model_copy(update={"backup_to": address})) as client:
+        assert client.backups.restore(name=name).pictures == 12
+
+
+def test_a_full_disk_is_said_in_a_sentence(shop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "objects").write_text("in the way")
+    with Client(shop.settings) as client, pytest.raises(UsageError, match=r"cannot write to .*free some room"):
+        client.backups.make(str(tmp_path))
+    assert json.dumps(client.backups.list(str(tmp_path))) == "[]"
