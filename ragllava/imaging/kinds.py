@@ -226,8 +226,10 @@ class _Entry:
 
 
 def _tiff_directories(data: bytes) -> list[dict[int, _Entry]]:
-    """The first directory of a classic TIFF and its sub-directories, by tag, less those that lie beyond the end of a cut
-    file. Raises struct.error when the first one is damaged."""
+    """The first directory of a classic TIFF and its sub-directories, by tag, less those beyond the end of a cut file.
+
+    Raises struct.error when the first one is damaged.
+    """
     order = "<" if data[:2] == b"II" else ">"
     if struct.unpack_from(order + "H", data, 2)[0] != 42:
         return []
