@@ -228,7 +228,8 @@ def _rejecting(kind: Kind) -> Iterator[None]:
     except MemoryError:
         raise ImageRejected("decoding it takes more memory than allowed") from None
     except UnidentifiedImageError:
-        raise ImageRejected(f"it is a damaged {kind.name} picture: its header cannot be read") from None
+        name = f"{kind.name} picture" + (", or RAW file of a camera" if kind is kinds.TIFF else "")
+        raise ImageRejected(f"it is a damaged {name}: its header cannot be read") from None
     except RuntimeError as error:
         if kind is not kinds.JPEG_XL:
             raise ImageRejected(_damaged(kind, error)) from error

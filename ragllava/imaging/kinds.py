@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 _RAW = "it is a RAW file of a camera ({family}); export it as JPEG, or use the JPEG that the camera stored beside it"
@@ -138,7 +139,10 @@ def why_raw(data: bytes) -> str | None:
 
     Such a file decodes to the small preview that the camera wrote, which is not the picture.
     """
-    family = _raw_family(data)
+    try:
+        family = _raw_family(data)
+    except struct.error:
+        family = None  # it is damaged; the decoder says how
     return None if family is None else _RAW.format(family=family)
 
 
@@ -198,10 +202,7 @@ def _is_text(beginning: bytes) -> bool:
 def _raw_family(data: bytes) -> str | None:
     if data[8:10] == b"CR":
         return "Canon CR2"
-    try:
-        directories = _tiff_directories(data)
-    except (struct.error, IndexError):
-        return None  # it is damaged; the decoder says how
+    directories = _tiff_directories(data)
     first = directories[0] if directories else {}
     if _DNG_VERSION in first:
         return "Adobe DNG"
@@ -225,7 +226,10 @@ class _Entry:
 
 
 def _tiff_directories(data: bytes) -> list[dict[int, _Entry]]:
-    """The first directory of a classic TIFF and its sub-directories, by tag. Raises struct.error for damaged ones."""
+    """The first directory of a classic TIFF and its sub-directories, by tag, less those beyond the end of a cut file.
+
+    Raises struct.error when the first one is damaged.
+    """
     order = "<" if data[:2] == b"II" else ">"
     if struct.unpack_from(order + "H", data, 2)[0] != 42:
         return []
@@ -233,9 +237,10 @@ def _tiff_directories(data: bytes) -> list[dict[int, _Entry]]:
     directories = [first]
     subs = first.get(_SUB_IFDS)
     if subs is not None:
-        count = min(subs.count, _MAX_DIRECTORIES)
-        offsets = struct.unpack_from(f"{order}{count}I", data, subs.at)
-        directories += [_directory(data, order, offset) for offset in offsets]
+        with suppress(struct.error):
+            count = min(subs.count, _MAX_DIRECTORIES)
+            for offset in struct.unpack_from(f"{order}{count}I", data, subs.at):
+                directories.append(_directory(data, order, offset))
     return directories
 
 

@@ -21,7 +21,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ def seclude(keep: Sequence[Path]) -> None:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    _own_temporary_folder([path.resolve() for path in keep])
+    _own_temporary_folder({*keep, *(path.resolve() for path in keep)})
     _raise_loopback()
 
 
@@ -74,7 +74,7 @@ def why_not_secluded(keep: Sequence[Path]) -> str | None:
     return text or None
 
 
-def _own_temporary_folder(keep: Sequence[Path]) -> None:
+def _own_temporary_folder(keep: Iterable[Path]) -> None:
     folder = Path.cwd()
     hidden = [path for path in keep if path.is_relative_to(_TEMPORARY)]
     opened = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in hidden}

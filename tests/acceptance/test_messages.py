@@ -29,6 +29,7 @@ from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.objects import ObjectStore
 from tests.acceptance.conftest import Cluster
 from tests.support.waiting import wait_for
+from workers.app import broker_url
 
 pytestmark = pytest.mark.acceptance
 
@@ -89,7 +90,7 @@ def system() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def stranger(system: Cluster) -> Iterator[Stranger]:
-    with Celery("stranger", broker=system.settings.require_redis(), set_as_current=False) as app:
+    with Celery("stranger", broker=broker_url(system.settings), set_as_current=False) as app:
         app.conf.broker_transport_options = {"global_keyprefix": "ragllava:"}
         inbox = ObjectStore(system.settings.model_copy(update={"s3_bucket": INBOX}))
         inbox.ensure_bucket()

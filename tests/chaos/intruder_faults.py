@@ -24,6 +24,7 @@ from ragllava.stores.schema import shards
 from tests.chaos.registry import SHORT_S, expect_completed, fault, other_job, redis_of
 from tests.chaos.system import ARCHIVE, System
 from tests.support import strangers
+from workers.app import broker_url
 
 # Messages.
 
@@ -61,7 +62,7 @@ def _send_messages(system: System, arguments: Iterable[list[object]]) -> None:
 
 
 def _forger(system: System) -> Celery:
-    app = Celery("forger", broker=system.settings.require_redis(), set_as_current=False)
+    app = Celery("forger", broker=broker_url(system.settings), set_as_current=False)
     app.conf.broker_transport_options = {"global_keyprefix": "ragllava:"}
     return app
 

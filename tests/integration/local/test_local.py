@@ -312,10 +312,10 @@ def test_a_taken_port_is_replaced(home: Path) -> None:
             services.stop()
 
 
-def test_a_home_with_a_long_path_has_short_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_with_a_long_path_has_short_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The address of a socket has at most 107 bytes."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
     parent = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(parent / "c"))
     try:
         with started(parent / ("long-" * 40)) as (_, running):
             assert sql(running, "SELECT 1") == 1

@@ -379,6 +379,27 @@ def test_a_raw_file_is_rejected_by_the_name_of_its_family(data: bytes, family: s
     assert count_pages(data) == 0
 
 
+def nikon_with_preview() -> bytes:
+    """A preview of 8 x 8 pixels comes first; the directory of the sensor's data is named, and lies beyond the end."""
+    name = b"NIKON CORPORATION\x00"
+    tags: dict[int, tuple[int, int, bytes | int]] = {254: (4, 1, 1), 256: (3, 1, 8), 257: (3, 1, 8), 258: (3, 1, 8)}
+    tags |= {259: (3, 1, 1), 262: (3, 1, 1), 271: (2, len(name), name), 273: (4, 1, 300), 277: (3, 1, 1)}
+    tags |= {278: (3, 1, 8), 279: (4, 1, 64), 330: (4, 1, 5_000_000)}
+    return tiff_of(tags).ljust(300, b"\x00") + bytes(range(64))
+
+
+def test_a_raw_file_that_is_not_whole_is_not_taken_for_its_preview() -> None:
+    whole = nikon_with_preview()
+    with pytest.raises(ImageRejected, match=r"RAW file of a camera .Nikon NEF"):
+        decode(whole)
+    for length in range(4, len(whole)):  # wherever it is cut
+        with pytest.raises(ImageRejected, match=r"RAW file|damaged TIFF"):
+            decode(whole[:length])
+    for beginning in (b"II*\x00", b"MM\x00*"):
+        with pytest.raises(ImageRejected, match=r"a damaged TIFF picture, or RAW file of a camera: its header"):
+            decode(beginning + bytes(100))
+
+
 def test_a_film_and_a_letter_are_not_taken_for_pictures() -> None:
     assert kinds.kind_of(b"BMW is the name of a firm, and these are words") is None
     assert kinds.kind_of(b"P1 is the first of three points") is kinds.PPM

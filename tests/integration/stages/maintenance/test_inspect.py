@@ -19,7 +19,7 @@ from ragllava.stores.database import in_transaction, outside_transaction
 from ragllava.stores.objects import content_key, thumbnail_key
 from tests.support.archive_rows import answered_job, make_index
 from tests.support.workshop import Workshop
-from workers.app import app, waiting_messages
+from workers.app import app, broker_url, waiting_messages
 
 Damage = Callable[[Workshop], None]
 
@@ -158,7 +158,7 @@ def test_messages_that_no_worker_takes_are_reported(stocked: Workshop) -> None:
 
 def test_messages_are_counted_in_redis_over_all_priorities(workshop: Workshop) -> None:
     assert set(waiting_messages(workshop.settings).values()) == {0}
-    with app.connection_for_write(workshop.settings.require_redis()) as connection:
+    with app.connection_for_write(broker_url(workshop.settings)) as connection:
         for priority in (0, 6, 6):
             app.send_task("ragllava.answer", args=[1, 1], queue="query", priority=priority, connection=connection)
     counted = waiting_messages(workshop.settings)
