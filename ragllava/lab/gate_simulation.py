@@ -139,8 +139,8 @@ class _Draw:
         wrong = self._noisy(self._wrong + max(0.0, gain) * _LEARNED_WRONG)
         top = np.sort(wrong, axis=1)[:, : -_KEPT - 1 : -1]
         best = [
-            sorted([(float(own), True), *((float(value), False) for value in others)], reverse=True)[:_KEPT]
-            for own, others in zip(right, top, strict=True)
+            sorted([(own, True), *((value, False) for value in others)], reverse=True)[:_KEPT]
+            for own, others in zip(right.tolist(), top.tolist(), strict=True)
         ]
         relevance = [[(1 / (1 + math.exp(-logit)), correct) for logit, correct in images] for images in best]
         bare_right = self._bare_right + _RELEVANT_NOISE * self._own()

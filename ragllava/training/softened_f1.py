@@ -27,18 +27,16 @@ def softened_f1(best: Sequence[BestImages], relevant: Sequence[int], threshold: 
     0.4 of the median distance of all these images. So the score does not depend on the scale of the logits, and what is
     far from η on its side does not matter.
     """
-    eta = _logits([threshold])
-    distances = [_logits([value for value, _ in images]) - eta for images in best]
-    typical = np.abs(np.asarray(list(chain.from_iterable(distances))))
-    width = max(_WIDTH * float(np.median(typical)), _SMALLEST_WIDTH) if len(typical) else 1.0
-    scores = []
-    for images, own, count in zip(best, distances, relevant, strict=True):
-        kept = np.clip(0.5 + own / (2 * width), 0, 1)
-        hits = float(kept @ np.asarray([correct for _, correct in images], dtype=np.float64))
-        scores.append(2 * hits / (float(kept.sum()) + count) if hits else 0.0)
-    return tuple(scores)
+    rows = np.repeat(np.arange(len(best)), [len(images) for images in best])
+    images = np.asarray(list(chain.from_iterable(best)), dtype=np.float64).reshape(-1, 2)
+    distances = _logits(images[:, 0]) - _logits(np.asarray(threshold))
+    width = max(_WIDTH * float(np.median(np.abs(distances))), _SMALLEST_WIDTH) if len(images) else 1.0
+    kept = np.clip(0.5 + distances / (2 * width), 0, 1)
+    hits, sums = (np.bincount(rows, weights=part, minlength=len(best)) for part in (kept * images[:, 1], kept))
+    scores = 2 * hits / np.maximum(sums + np.asarray(relevant, dtype=np.float64), 1e-9)
+    return tuple(scores.tolist())
 
 
-def _logits(relevances: Sequence[float]) -> FloatArray:
-    values = np.clip(np.asarray(relevances, dtype=np.float64), _CERTAIN, 1 - _CERTAIN)
+def _logits(relevances: FloatArray) -> FloatArray:
+    values = np.clip(relevances, _CERTAIN, 1 - _CERTAIN)
     return np.asarray(np.log(values / (1 - values)))

@@ -49,5 +49,6 @@ def test_neither_the_scale_of_the_logits_nor_where_eta_is_matters() -> None:
 def test_questions_without_images_and_certain_relevances() -> None:
     assert softened_f1([], [], 0.5) == ()
     assert softened_f1([[]], [1], 0.5) == (0.0,)
-    assert softened_f1([[(1.0, True), (0.0, False)]], [1], 0.0) == (1.0,)
+    assert softened_f1([[(1.0, True), (0.0, False)]], [1], 0.5) == (1.0,)
+    assert softened_f1([[(1.0, True), (0.0, False)]], [1], 0.0) == (pytest.approx(2 / 2.5),), "the wrong one is at η"
     assert softened_f1([[(0.5, True)]], [2], 0.5) == (pytest.approx(2 * 0.5 / 2.5),)
