@@ -2,8 +2,9 @@
 
 A picture is described by a thumbnail of 16 × 16 pixels. Two pictures are alike if their thumbnails correlate, or the
 middle of one with a part of the other: neither brightness nor tint nor contrast matters, nor that the camera moved by a
-tenth of the picture. Noise decides how pictures with next to no contrast correlate, so those are alike if their colours
-are nearly the same: all blank pages are, and the faintest drawings on white. Rotated and mirrored pictures, and narrow sections of a picture, are not recognised.
+tenth of the picture. Noise decides how pictures with next to no contrast correlate, so they are also alike if their
+colours are nearly the same: all blank pages are, and the faintest drawings on white. Rotated and mirrored pictures, and
+narrow sections of a picture, are not recognised.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _LEAST_AT_FIRST = 0.6  # of the blurred thumbnails as they are: those below are 
 # A picture of one color correlates with nothing, so that what is left of its noise does not decide.
 _LEAST_CONTRAST = 2.0  # of 255, the standard deviation
 _FAINT_CONTRAST = 3.0  # up to it, a copy of a picture without contrast may have some
-_LARGEST_DIFFERENCE = 4.0  # of 255, of pictures without contrast, root mean square; a poor JPEG may be darker by 3
+_LARGEST_DIFFERENCE = 2.0  # of 255, root mean square, of thumbnails that are the same but for noise
+_LARGEST_IF_FAINT = 4.0  # of pictures without contrast: a poor JPEG may be darker by 3
 _ROWS_AT_ONCE = 1_000
 
 FloatArray = npt.NDArray[np.float32]
@@ -92,24 +94,25 @@ class Likeness:
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
             same = self._plain[some] @ self._plain[others].T >= _LEAST_OF_ALL
+            same |= self._have_same_colours(some, others)
             likely = self._coarse[some] @ self._coarse[others].T >= _LEAST_AT_FIRST
             for number, (are_same, are_likely) in enumerate(zip(same, likely, strict=True), start=start):
-                alike = are_same | self._same_colours(rows[number], others)
-                [open_ones] = np.nonzero(are_likely & ~alike)  # itself is the same: most have nothing to compare
+                alike = are_same.copy()
+                [open_ones] = np.nonzero(are_likely & ~are_same)  # itself is the same: most have nothing to compare
                 if len(open_ones):
                     middles = self._middles[np.asarray(others)[open_ones]]
                     alike[open_ones] = (self._parts(rows[number]) @ middles.T).max(axis=0) >= _LEAST_CORRELATION
                 if alike.any():
                     yield number, np.flatnonzero(alike)
 
-    def _same_colours(self, row: int, others: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Which of the others have the same colours as this one; none if neither lacks contrast, or one has much."""
-        own, theirs = self._contrasts[row], self._contrasts[others]
-        alike = (np.minimum(own, theirs) < _LEAST_CONTRAST) & (np.maximum(own, theirs) < _FAINT_CONTRAST)
-        [faint] = np.nonzero(alike)
-        differences = self._colours[np.asarray(others)[faint]] - self._colours[row]
-        alike[faint] = np.square(differences).mean(axis=(1, 2)) <= _LARGEST_DIFFERENCE**2
-        return alike
+    def _have_same_colours(self, rows: Sequence[int], others: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """(R, O) which of the rows' pictures have the colours of which others, place by place."""
+        size = self._colours[0].size
+        own, theirs = (self._colours[chosen].reshape(len(chosen), size) for chosen in (rows, others))
+        squares = (np.square(own).sum(axis=1)[:, None] + np.square(theirs).sum(axis=1) - 2 * (own @ theirs.T)) / size
+        first, second = self._contrasts[rows][:, None], self._contrasts[others]
+        lacking = (np.minimum(first, second) < _LEAST_CONTRAST) & (np.maximum(first, second) < _FAINT_CONTRAST)
+        return squares <= np.where(lacking, _LARGEST_IF_FAINT, _LARGEST_DIFFERENCE) ** 2
 
     def _parts(self, row: int) -> FloatArray:
         """The parts of a thumbnail that a middle is compared with, normalised, one in each row."""

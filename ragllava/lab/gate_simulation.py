@@ -2,11 +2,13 @@
 
 The relevance of a simulated reranker is drawn: that of a question's relevant image, and those of its strongest wrong
 candidates. What two versions have in common (the difficulty of an image and of a question) and what they do not is
-drawn for each image and for each question. A better version separates the two by `gain` more logits.
+drawn for each image and for each question. The figures are those of real trainings (`ragllava measure-gate`): relevant
+images that a champion gives little relevance come nearer to what it gives the others, by the share `gain` of the way.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,29 +16,39 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragllava.training.gate import PRIMARY_SHARES, SEPARATION, WITH_CAPTIONS, GateRules, decide
-from ragllava.training.version_scores import WITHOUT_CAPTIONS, separation
+from ragllava.training.gate import PRIMARY_SHARES, SOFTENED, WITH_CAPTIONS, GateRules, decide
+from ragllava.training.softened_f1 import softened_f1
+from ragllava.training.version_scores import WITHOUT_CAPTIONS
 
 FloatArray = npt.NDArray[np.float64]
 
-GAINS = (-0.5, 0.0, 0.5, 1.0, 1.3, 2.0)  # logits, for the table of `ragllava simulate-gate`
+GAINS = (-0.05, 0.0, 0.05, 0.1, 0.2, 0.4)  # for the table of `ragllava simulate-gate`; real ones were 0.37 and 0.61
+_KEPT = 2  # images of a question, as many as a job keeps
 _WRONG = 5  # the strongest wrong candidates of a question
-_RELEVANT_MEAN = 2.25  # logits of relevance
-_WRONG_MEAN = -4.5
-_STRONGEST_MEAN = -1.8  # of the strongest wrong candidate, as a rule
-_IMAGE_SPREAD = 1.8  # what all versions have in common
-_WRONG_SPREAD = 2.0
-_VERSION_SPREAD = 0.7  # what is different in every version
+# In logits from η. Relevant images: a spread of 2.2 and 2.6 in two trainings, 0.84 and 0.95 of the variance by image.
+_RELEVANT_SPREAD = 2.4
+_OF_IMAGE = 0.9  # of its variance
+_LEARNED = 5.9  # what a better version comes nearer to
+_STRONGEST_MEAN, _STRONGEST_SPREAD = -6.9, 1.9  # of the strongest wrong candidate
+_LEARNED_WRONG = 3.4  # by how much a better version raises it, times `gain`
+_NEXT_LOWER = 1.0  # of the next wrong candidates, on average
+_BARE_MEAN, _BARE_SPREAD = 1.0, 1.5  # of relevant images without captions, from wrong ones
+_RELEVANT_NOISE, _WRONG_NOISE = 0.35, 0.7  # what is different in every version
 
 
 @dataclass(frozen=True, slots=True)
 class HoldOut:
-    """So many questions about so many images. `shared` is the share of a version's variance that questions about one
-    image have in common."""
+    """So many questions about so many images, which a champion gives `relevance` logits above η on average.
+
+    `shared` is the share of a version's variance that questions about one image have in common. `noise` multiplies what
+    is different in every version.
+    """
 
     questions: int = 52
     images: int = 30
+    relevance: float = 2.2
     shared: float = 0.5
+    noise: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ def simulate(  # noqa: PLR0913 - the situation and what to compare it with
     f1_alone: bool = False,
     forget_tries: bool = False,
 ) -> PassRates:
-    """Of `systems` hold-outs, each with one champion, try up to `tries` versions that are better by `gain` logits.
+    """Of `systems` hold-outs, each with one champion, try up to `tries` versions that are better by `gain`.
 
     A system ends with the first version that passes. For comparison, the F1 alone can be the primary condition, and
     each version can be taken for the first one.
@@ -112,38 +124,53 @@ class _Draw:
         self._image = np.concatenate([np.arange(hold_out.images), drawn])
         self._names = [f"question {number}" for number in range(hold_out.questions)]
         self._relevant = [[f"image {image}"] for image in self._image]
-        self._right = _RELEVANT_MEAN + _IMAGE_SPREAD * rng.normal(size=hold_out.images)[self._image]
-        self._wrong = rng.normal(_WRONG_MEAN, _WRONG_SPREAD, size=(hold_out.questions, _WRONG))
-        self._wrong[:, 0] += _STRONGEST_MEAN - _WRONG_MEAN + rng.normal(size=hold_out.images)[self._image]
+        of_image = _OF_IMAGE**0.5 * rng.normal(size=hold_out.images)[self._image]
+        of_question = (1 - _OF_IMAGE) ** 0.5 * rng.normal(size=hold_out.questions)
+        self._right = hold_out.relevance + _RELEVANT_SPREAD * (of_image + of_question)
+        strongest = rng.normal(_STRONGEST_MEAN, _STRONGEST_SPREAD, size=hold_out.questions)
+        lower = rng.exponential(_NEXT_LOWER, size=(hold_out.questions, _WRONG)).cumsum(axis=1)
+        self._wrong = strongest[:, None] - lower + lower[:, :1]
+        self._bare_right = rng.normal(_BARE_MEAN, _BARE_SPREAD, size=hold_out.questions)
+        self._bare_wrong = rng.normal(0, _BARE_SPREAD, size=(hold_out.questions, _WRONG))
 
     def version(self, name: str, gain: float) -> SimulatedScores:
-        """One version: its relevances with captions decide, those without are a guard."""
-        right, wrong = self._logits(gain)
-        kept = 1 + np.clip((wrong >= 0).sum(axis=1), 0, 1)
-        is_kept = (right >= 0) & ((wrong > right[:, None]).sum(axis=1) < 2)
-        bare_right, bare_wrong = self._logits(gain)
-        rank = 1 + (bare_wrong > bare_right[:, None]).sum(axis=1)
+        """One version: its relevances with captions decide, those without are a guard, which no gain changes."""
+        right = self._right + gain * (_LEARNED - self._right) + _RELEVANT_NOISE * self._own()
+        wrong = self._noisy(self._wrong + max(0.0, gain) * _LEARNED_WRONG)
+        top = np.sort(wrong, axis=1)[:, : -_KEPT - 1 : -1]
+        best = [
+            sorted([(own, True), *((value, False) for value in others)], reverse=True)[:_KEPT]
+            for own, others in zip(right.tolist(), top.tolist(), strict=True)
+        ]
+        relevance = [[(1 / (1 + math.exp(-logit)), correct) for logit, correct in images] for images in best]
+        bare_right = self._bare_right + _RELEVANT_NOISE * self._own()
+        rank = 1 + (self._noisy(self._bare_wrong) > bare_right[:, None]).sum(axis=1)
         return SimulatedScores(
             name,
             self._names,
             self._relevant,
             {
-                WITH_CAPTIONS: np.where(is_kept, 2 / (kept + 1), 0.0).tolist(),
-                SEPARATION: separation(right[:, None].tolist(), wrong.max(axis=1).tolist()),
+                WITH_CAPTIONS: [_f1([correct for logit, correct in images if logit >= 0]) for images in best],
+                SOFTENED: softened_f1(relevance, [1] * len(relevance), 0.5),
                 WITHOUT_CAPTIONS: (1 / rank).tolist(),
             },
             self._primary,
         )
 
-    def _logits(self, gain: float) -> tuple[FloatArray, FloatArray]:
-        """Of the relevant image (N,), and of the wrong candidates (N, C)."""
-        right = self._right + gain / 2 + _VERSION_SPREAD * self._own()
-        wrong = self._wrong + _VERSION_SPREAD * 0.5**0.5 * self._rng.normal(size=self._wrong.shape)
-        wrong[:, 0] += _VERSION_SPREAD * 0.5**0.5 * self._own() - gain / 2
-        return right, wrong
+    def _noisy(self, wrong: FloatArray) -> FloatArray:
+        """The wrong candidates (N, C) in one version: the strongest by image and question, the others by themselves."""
+        noise = self._hold_out.noise * self._rng.normal(size=wrong.shape)
+        noise[:, 0] = self._own()
+        return wrong + _WRONG_NOISE * noise
 
     def _own(self) -> FloatArray:
         """(N,) what only this version has: partly for each image, partly for each question."""
         shared = self._hold_out.shared
         of_image = self._rng.normal(size=self._hold_out.images)[self._image]
-        return np.asarray(shared**0.5 * of_image + (1 - shared) ** 0.5 * self._rng.normal(size=len(self._image)))
+        own = shared**0.5 * of_image + (1 - shared) ** 0.5 * self._rng.normal(size=len(self._image))
+        return np.asarray(self._hold_out.noise * own)
+
+
+def _f1(kept: Sequence[bool]) -> float:
+    """Of a question with one relevant image."""
+    return 2 * sum(kept) / (len(kept) + 1)

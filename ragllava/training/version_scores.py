@@ -15,8 +15,6 @@ from operator import attrgetter
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ragllava.answer_text import exact_match
@@ -29,7 +27,8 @@ from ragllava.records import KnownAnswer
 from ragllava.settings import Settings
 from ragllava.training.data.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_rng
 from ragllava.training.data.examples import Evidence
-from ragllava.training.gate import PRIMARY_SHARES, SEPARATION, WITH_CAPTIONS
+from ragllava.training.gate import PRIMARY_SHARES, SOFTENED, WITH_CAPTIONS
+from ragllava.training.softened_f1 import softened_f1
 
 if TYPE_CHECKING:
     from ragllava.evaluation.pools import Progress
@@ -43,7 +42,6 @@ WITHOUT_CAPTIONS = "without captions"
 _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together
 _UNSCORABLE = (ScoreRejected, ImageRejected, ObjectMissing, ObjectCorrupt)
 
-FloatArray = npt.NDArray[np.float64]
 Item = TypeVar("Item")
 Score = TypeVar("Score", "RankScore", "AnswerScore")
 
@@ -136,8 +134,8 @@ class RerankerScores(_ConditionScores[RankScore]):
 
     @property
     def primary(self) -> dict[str, float]:
-        """Better evidence is what counts, and separation is what few questions can prove: it gets most of the error."""
-        if SEPARATION in self.by_condition:
+        """Better evidence counts; softened around η, few questions can prove it, so that gets most of the error."""
+        if SOFTENED in self.by_condition:
             return dict(PRIMARY_SHARES)
         return {WITH_CAPTIONS: 1.0}
 
@@ -148,8 +146,8 @@ class RerankerScores(_ConditionScores[RankScore]):
 
     @property
     def by_condition(self) -> dict[str, tuple[float, ...]]:
-        """What the gate compares of each question: the F1 at η; the separation, which needs no η; where η was not
-        fitted, the average precision; and whether no unlabelled image was taken for relevant.
+        """What the gate compares of each question: the F1 at η, also softened around η; where η was not fitted, the
+        average precision; and whether no unlabelled image was taken for relevant.
 
         η is fitted with captions; without them hardly any image reaches it: the F1 would measure η, not the ranking.
         """
@@ -158,16 +156,15 @@ class RerankerScores(_ConditionScores[RankScore]):
             for name, scores in self.conditions.items()
         }
         if WITH_CAPTIONS in self.conditions:
-            compared[SEPARATION] = self._separation()
+            compared[SOFTENED] = self._softened()
         if self.takes_unlabelled:
             compared[UNLABELLED] = tuple(float(not takes) for takes in self.takes_unlabelled)
         return compared
 
-    def _separation(self) -> tuple[float, ...]:
-        rankings = [score.ranking for score in self.conditions[WITH_CAPTIONS]]
-        rights = [[image.relevance for image in ranking if image.correct] for ranking in rankings]
-        wrongs = [[image.relevance for image in ranking if not image.correct] for ranking in rankings]
-        return separation(rights, [max(row, default=None) for row in wrongs])
+    def _softened(self) -> tuple[float, ...]:
+        rankings = [score.ranking[: self.top_n] for score in self.conditions[WITH_CAPTIONS]]
+        best = [[(image.relevance, image.correct) for image in ranking] for ranking in rankings]
+        return softened_f1(best, [len(images) for images in self.relevant], self.threshold)
 
     def doubtful(self) -> tuple[frozenset[str], ...]:
         """The unlabelled images of each question that this version takes for relevant."""
@@ -397,39 +394,6 @@ def _score_ranking(images: Sequence[RankedImage], relevant: int, *, top_n: int, 
         average_precision=fmean(hit / rank for hit, rank in enumerate(ranks, start=1)) if ranks else 0.0,
         ranking=ranking,
     )
-
-
-def separation(rights: Sequence[Sequence[float]], wrongs: Sequence[float | None]) -> tuple[float, ...]:
-    """How far the relevant images of all questions lie above the strongest wrong candidate of any question.
-
-    `rights` are the relevances of each question's relevant images, none for one that could not be scored, and `wrongs`
-    that of its strongest wrong candidate, if it has any. The mean is the share of pairs (relevant image of a question,
-    strongest wrong candidate of any question) in which the relevant one is the more relevant; ties count half. It is
-    the area under the ROC curve of what a threshold has to tell apart, so it depends neither on η nor on the scale of
-    relevance. Each question's value is its part in that mean, by its relevant images and by its wrong one (DeLong,
-    DeLong and Clarke-Pearson 1988); it may be outside of [0, 1].
-    """
-    values = np.asarray([value for row in rights for value in row], dtype=np.float64)
-    rows = np.repeat(np.arange(len(rights)), [len(row) for row in rights])
-    counts = np.bincount(rows, minlength=len(rights)).astype(np.float64)
-    has_wrong = np.asarray([wrong is not None for wrong in wrongs], dtype=bool)
-    wrong_values = np.asarray([wrong for wrong in wrongs if wrong is not None], dtype=np.float64)
-    shares = _shares_below(values, wrong_values, np.ones(len(wrong_values)))
-    above = np.bincount(rows, weights=shares, minlength=len(rights)) / np.maximum(counts, 1)
-    mean = above[counts > 0].mean() if counts.any() else 0.0
-    below = np.full(len(rights), mean)
-    below[has_wrong] = 1 - _shares_below(wrong_values, values, 1 / counts[rows])
-    return tuple(np.where(counts > 0, above + below - mean, 0.0).tolist())
-
-
-def _shares_below(values: FloatArray, others: FloatArray, weights: FloatArray) -> FloatArray:
-    """The share of `others`, by weight, that is smaller than each value; equal ones count half. 1 where none are."""
-    if not len(others):
-        return np.ones(len(values))
-    order = np.argsort(others)
-    sums = np.concatenate([[0.0], np.cumsum(weights[order])])
-    low, high = (np.searchsorted(others[order], values, side) for side in ("left", "right"))
-    return np.asarray((sums[low] + sums[high]) / 2 / sums[-1])
 
 
 _ShownQuestion = tuple[LabelledQuestion, tuple[Evidence, ...]]

@@ -39,6 +39,11 @@ def sheet(color: str, number: int) -> str:
     return f"{color}-{number}.png" if number else f"{color}.png"
 
 
+def _place(number: int) -> tuple[int, int]:
+    """Where a sheet has its dark square."""
+    return 16 * (number % 4), 16 * (number // 4)
+
+
 @dataclass(frozen=True)
 class Classroom:
     """An archive with a few pictures of each color, and questions whose answers people have labelled."""
@@ -53,7 +58,11 @@ class Classroom:
         lines = ["file,caption"]
         for color, rgb in COLORS.items():
             for number in range(SHEETS):
-                Image.new("RGB", (64, 64 + number), rgb).save(folder / sheet(color, number))
+                picture = Image.new("RGB", (64, 64), rgb)
+                # Pictures of one color alone would be near-duplicates, which count as one picture.
+                left, top = _place(number)
+                picture.paste(tuple(level // 2 for level in rgb), (left, top, left + 16, top + 16))
+                picture.save(folder / sheet(color, number))
                 lines.append(f"{sheet(color, number)},A {color} sheet")
         (folder / "captions.csv").write_text("\n".join(lines))
         return folder

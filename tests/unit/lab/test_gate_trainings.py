@@ -16,7 +16,7 @@ from ragllava.lab.gate_trainings.situation import SituationSize, with_feedback
 from ragllava.settings import Settings
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
-from ragllava.training.gate import SEPARATION, WITH_CAPTIONS, GateRules
+from ragllava.training.gate import SOFTENED, WITH_CAPTIONS, GateRules
 from ragllava.training.version_scores import WITHOUT_CAPTIONS, RankedImage, RankScore, RerankerScores
 
 TINY = TrainingsOptions(seeds=(1,), size=SituationSize(60, 70), fresh=1, max_steps=1)
@@ -32,7 +32,7 @@ def test_a_short_run_is_judged_measured_and_not_repeated(tmp_path: Path) -> None
         *(f"{version} measured" for version in ("champion", "challenger", "twin")),
     ]
     first, second = result.primary_figures("challenger")
-    assert (first["name"], second["name"]) == (WITH_CAPTIONS, SEPARATION)
+    assert (first["name"], second["name"]) == (WITH_CAPTIONS, SOFTENED)
     assert 0 < first["images"] < first["questions"] < result.labelled == 70
     assert result.trained_on + result.calibration + first["questions"] <= 70
     values = result.as_json()

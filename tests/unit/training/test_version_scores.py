@@ -24,7 +24,7 @@ from ragllava.stages.answer.pipeline import select_evidence
 from ragllava.training.contest import leave_out_doubtful
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
-from ragllava.training.gate import SEPARATION, WITH_CAPTIONS, decide
+from ragllava.training.gate import SOFTENED, WITH_CAPTIONS, decide
 from ragllava.training.version_scores import (
     LABELLED_IMAGES,
     UNLABELLED,
@@ -35,7 +35,6 @@ from ragllava.training.version_scores import (
     RerankerScores,
     evaluate_generator,
     evaluate_reranker,
-    separation,
 )
 from tests.support.tiny_checkpoints import load_family, noise_pictures
 
@@ -155,7 +154,7 @@ def test_without_captions_is_a_condition_of_its_own() -> None:
     assert [image.image for image in scores.conditions[WITHOUT_CAPTIONS][0].ranking] == ["10", "70", "80", "90"]
     assert scores.conditions[WITHOUT_CAPTIONS][0].average_precision == 1 / 3
     assert scores.by_condition[WITHOUT_CAPTIONS] == (1 / 3,), "η is fitted with captions, so the ranking counts here"
-    assert list(scores.primary) == [WITH_CAPTIONS, SEPARATION]
+    assert list(scores.primary) == [WITH_CAPTIONS, SOFTENED]
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=8, unique=True), st.integers(1, 3), st.floats(0, 1))
@@ -169,26 +168,6 @@ def test_kept_is_what_answering_would_keep(numbers: list[int], top_n: int, thres
     ranking = scores.conditions[WITH_CAPTIONS][0].ranking
     assert [image.image for image in ranking] == [candidate.image.sha256 for candidate in chosen]
     assert [image.kept for image in ranking] == [candidate.evidence_no is not None for candidate in chosen]
-
-
-def test_the_separation_worked_by_hand() -> None:
-    """Relevant .9, .6 and .8; the strongest wrong ones .7, .6 and none: of six pairs five are right, one of them half.
-
-    .9 is above both, .6 above none and as strong as one, .8 above both: (1 + 1/4 + 1) / 3. Below .7 is one of three
-    relevant ones, below .6 half of one; a question without a wrong candidate adds nothing.
-    """
-    values = separation([[0.9], [0.6], [0.8]], [0.7, 0.6, None])
-    mean = (1 + 1 / 4 + 1) / 3
-    assert values == pytest.approx([1 + 2 / 3 - mean, 1 / 4 + (1 - 1 / 6) - mean, 1.0])
-    assert sum(values) / 3 == pytest.approx(mean + (2 / 3 + 5 / 6 + mean) / 3 - mean)
-
-
-def test_the_separation_depends_on_no_scale_and_an_unscored_question_is_0() -> None:
-    rights, wrongs = [[0.9, 0.2], [0.6], []], [0.7, 0.1, None]
-    squared = separation([[value**2 for value in row] for row in rights], [w and w**2 for w in wrongs])
-    assert squared == pytest.approx(separation(rights, wrongs))
-    assert squared[2] == 0
-    assert separation([], []) == ()
 
 
 def test_a_second_relevant_image_that_nobody_labelled_does_not_count_as_wrong() -> None:
