@@ -15,6 +15,7 @@ from __future__ import annotations
 from ragllava.client.access.access import Access
 from ragllava.client.access.batches import Batches, BatchRequest, BatchView
 from ragllava.client.access.files import Files
+from ragllava.client.access.provider import Arrival, Departure
 from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.connections import Connections
 from ragllava.client.health import Check, Health, Severity
@@ -110,6 +111,7 @@ __all__ = [
     "AnsweredQuestion",
     "Archive",
     "ArchiveSummary",
+    "Arrival",
     "AuditEntry",
     "AuditView",
     "BatchRequest",
@@ -123,6 +125,7 @@ __all__ = [
     "Client",
     "Columns",
     "Comparison",
+    "Departure",
     "Depth",
     "Document",
     "Duplicates",

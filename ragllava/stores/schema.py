@@ -324,6 +324,8 @@ answers = Table(
     Column("prompt_tokens", Integer),  # that the generator read; NULL: not counted
     Column("completion_tokens", Integer),  # that it wrote
     question_key(),
+    # Few fail; who looks for them in a large job does not read all its answers.
+    Index("ix_answers_failed", "job_id", "question_no", postgresql_where=text("status IN ('failed', 'dead')")),
 )
 
 candidates = Table(
