@@ -16,6 +16,7 @@ from ragllava.stores.learning import registry, trainings
 from ragllava.stores.learning.promotions import Promotion, list_promotions
 from ragllava.stores.learning.registry import ModelVersion, VersionView
 from ragllava.stores.learning.trainings import StepLoss
+from ragllava.training.finetune.presets import PRESETS
 from ragllava.training.request import (
     TrainingPlan,
     TrainingRequest,
@@ -68,6 +69,10 @@ class Models(Namespace):
     def default_preset(self) -> str:
         """The training preset for the models of the profile."""
         return default_preset(self._connections.settings.profile)
+
+    def presets(self) -> Sequence[str]:
+        """The names of all presets."""
+        return tuple(PRESETS)
 
     def get(self, name: str, role: Role | None = None) -> VersionView:
         """One version. Raises UsageError when the name fits none or several."""

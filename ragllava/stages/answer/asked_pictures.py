@@ -112,12 +112,12 @@ class AskedPictures:
                     running.append(threads.submit(copy_context().run, self._put, sha256, data))
                 return sha256
 
-            with ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="remote pictures") as self._fetchers:
-                try:
-                    yield store
-                finally:  # what is left belongs to lines that came to nothing
-                    self._fetchers.shutdown(wait=False, cancel_futures=True)
-                    self._fetchers = None
+            self._fetchers = ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="remote pictures")
+            try:
+                yield store
+            finally:  # what is left belongs to lines that came to nothing
+                self._fetchers.shutdown(wait=False, cancel_futures=True)
+                self._fetchers = None
             for put in running:
                 put.result()
 

@@ -46,11 +46,17 @@ class RoleQuery(Query):
 
 
 class TrainForm(Body):
-    """What to train. `what` is `plan` for what it would learn from, without a training."""
+    """What to train. `what` is `plan` for what it would learn from, without a training.
+
+    Without a preset it is that of the profile; `epochs` and `max_steps` replace those of the preset.
+    """
 
     role: Role
     archives: Annotated[list[Line], BeforeValidator(as_list), Field(min_length=1, max_length=100)]
     promote: bool = False
+    preset: Line | None = None
+    epochs: Annotated[float, Field(gt=0, le=1_000)] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     what: str = "train"
 
 
@@ -98,7 +104,8 @@ def train(visit: Visit[NoQuery, TrainForm]) -> Done | Shown:
     request = TrainingRequest(
         role=body.role,
         archives=tuple(map(visit.archive, dict.fromkeys(body.archives))),
-        preset=visit.client.models.default_preset(),
+        preset=body.preset or visit.client.models.default_preset(),
+        overrides=body.model_dump(include={"epochs", "max_steps"}, exclude_none=True),
         promote=body.promote,
     )
     if body.what == "plan":
@@ -187,6 +194,8 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
         "nearest": curve.own_point if curve else None,
         "archive": name,
         "plan": None,
+        "presets": models.presets(),
+        "preset": models.default_preset(),
         "may_change": visit.may(AccessRole.ADMIN),
     }
 
