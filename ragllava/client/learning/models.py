@@ -114,14 +114,23 @@ class Models(Namespace):
         champion = self._do(registry.champion, role, self._profile)
         return self._do(_roll_back, self._profile, role, champion)
 
-    def list(self, role: Role | None = None) -> list[VersionView]:
-        """The versions of the profile, by role, the newest first."""
-        return self._do(registry.list_versions, self._profile, role)
+    def list(self, role: Role | None = None, *, limit: int = 10**9) -> list[VersionView]:
+        """The versions of the profile, by role, the newest first; at most `limit`."""
+        return self._do(registry.list_versions, self._profile, role, limit=limit)
+
+    def champion(self, role: Role) -> VersionView | None:
+        """The version of a role that answers; None before the first worker has registered it."""
+        return self._do(_champion, self._profile, role)
 
     @property
     def _profile(self) -> str:
         """The name of the profile. Raises SettingsError for an unknown one."""
         return get_profile(self._connections.settings).name
+
+
+def _champion(connection: Connection, profile: str, role: Role) -> VersionView | None:
+    champion = registry.champion(connection, role, profile)
+    return registry.find_version(connection, profile, champion.name, role) if champion else None
 
 
 def _roll_back(connection: Connection, profile: str, role: Role, champion: ModelVersion | None) -> ModelVersion:
