@@ -93,7 +93,7 @@ from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.promotions import Promotion
 from ragllava.stores.learning.registry import VersionView
-from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter
+from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter, SaidOpinion
 from ragllava.stores.learning.trainings import StepLoss, TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.faults import Fault
@@ -176,6 +176,7 @@ __all__ = [
     "Retrieval",
     "ReviewProgress",
     "Role",
+    "SaidOpinion",
     "SavedResults",
     "SavedReview",
     "ScanReport",
