@@ -78,7 +78,7 @@ class Reviewing(Namespace):
         return self._do(open_case, key, self._reviewer(tab), self._lease_s)
 
     def opinions(self, key: QuestionKey) -> list[SaidOpinion]:
-        """What each person has said of a case, where several have; else nothing: an opinion must not sway the second."""
+        """What each person has said of a case, where several have; else nothing, so that none sways the second."""
         said = self._do(reviewing.opinions_on, key)
         return said if len(said) > 1 else []
 
