@@ -95,11 +95,14 @@ class RemotePictures:
         ):
             pool.ConnectionCls = watch.connection_class()
             try:
-                return _received(pool, path, name, max_bytes, until)
+                data = _received(pool, path, name, max_bytes, until)
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 if watch.has_ended:
                     raise _too_slow(name) from None
                 raise UsageError(f"the picture at {url[:200]} cannot be fetched: {type(error).__name__}") from None
+        if watch.has_ended:  # what was received then ends where the connection was ended
+            raise _too_slow(name)
+        return data
 
     def _allowed(self, url: str) -> SplitResult:
         refused = UsageError(

@@ -57,6 +57,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
                 return
             if self.path == "/trickling":
                 self.send_response(200)
+                self.flush_headers()
                 with suppress(OSError):  # the client has had enough
                     for number in range(400):
                         self.wfile.write(b"x-%d: 1\r\n" % number)
