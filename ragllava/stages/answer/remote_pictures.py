@@ -149,15 +149,18 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
+        for connected in self._sockets:
+            connected.close()
 
     def connection_class(self) -> type[HTTPSConnection]:
         """Connections that are watched."""
         sockets = self._sockets
 
         class Watched(HTTPSConnection):
-            def connect(self) -> None:
-                super().connect()
-                sockets.append(self.sock)
+            def _new_conn(self) -> socket.socket:
+                connected = super()._new_conn()
+                sockets.append(connected.dup())  # TLS takes the socket itself over, before its handshake
+                return connected
 
         return Watched
 
