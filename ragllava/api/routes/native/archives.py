@@ -13,6 +13,7 @@ from ragllava.client import AccessRole, ArchiveSummary, FoundImage, Removal, Ret
 
 routes = Routes("Archives")
 
+_URL_CHARACTERS = 1_000  # percent-encoded, a character has up to 12 bytes, and a header at most 16 KiB
 MAX_PICTURE_BODY_BYTES = 32 * 2**20  # a picture of 20 MiB as base64
 
 
@@ -53,12 +54,12 @@ class ArchiveList(Answer):
 
 
 class SearchQuery(Query):
-    """`q` is what to look for; `where` is a condition on metadata, as text."""
+    """`q` is what to look for; `where` is a condition on metadata, as text. Both fit into the header of a request."""
 
-    q: Annotated[LongText, Field(min_length=1)]
+    q: Annotated[LongText, Field(min_length=1, max_length=_URL_CHARACTERS)]
     limit: Annotated[int, Field(ge=1, le=1_000)] = 20
     retrieval: Retrieval = Retrieval.HYBRID
-    where: LongText | None = None
+    where: Annotated[LongText, Field(max_length=_URL_CHARACTERS)] | None = None
 
 
 class PictureAddress(Body):
