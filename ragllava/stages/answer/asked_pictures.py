@@ -45,6 +45,7 @@ MAX_REMOTE = 100  # pictures of other hosts in one question file
 MAX_REMOTE_S = 60.0  # in which all of them are waited for
 
 _FETCHED_AT_ONCE = 4
+_HELD_AHEAD = 2 * _FETCHED_AT_ONCE  # pictures in memory
 _THREADS = 8
 _HELD = 2 * _THREADS  # pictures in memory
 _MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
@@ -129,7 +130,8 @@ class AskedPictures:
         is_remote = address.partition(":")[0].lower() in ("http", "https")
         if not is_remote or self._fetchers is None or address in self._ahead:
             return
-        if self._fetched + len(self._ahead) < MAX_REMOTE and self._fetching_s <= MAX_REMOTE_S:
+        has_room = len(self._ahead) < _HELD_AHEAD  # those of lines that are rejected are never taken
+        if has_room and self._fetched + len(self._ahead) < MAX_REMOTE and self._fetching_s <= MAX_REMOTE_S:
             self._ahead[address] = self._fetchers.submit(self.remote.fetch, address, MAX_PICTURE_BYTES)
 
     def _is_new(self, sha256: str, data: bytes) -> bool:
