@@ -298,9 +298,9 @@ def test_tokens_are_counted(gallery: Workshop, asked: list[str]) -> None:
 
 
 class Meeting(RemotePictures):
-    """Hosts that send each picture only when three of them are asked for at the same time."""
+    """Hosts that send each picture only when four of them are asked for at the same time."""
 
-    barrier = threading.Barrier(3)
+    barrier = threading.Barrier(4)
 
     def fetch(self, url: str, max_bytes: int) -> bytes:
         if "wrong" in url:
@@ -310,7 +310,7 @@ class Meeting(RemotePictures):
 
 
 def test_pictures_of_other_hosts_are_fetched_a_few_at_once(gallery: Workshop) -> None:
-    rows = [{"question": "What?", "picture": f"https://host.example/{number}.png"} for number in range(6)]
+    rows = [{"question": "What?", "picture": f"https://host.example/{number}.png"} for number in range(8)]
     rows.insert(4, {"question": "What?", "picture": "https://wrong.example/a.png"})
     content = "\n".join(map(json.dumps, rows)).encode()
     pictures = pictures_of(gallery, remote=Meeting([]))
