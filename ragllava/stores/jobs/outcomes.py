@@ -114,7 +114,8 @@ class InputTable:
         query = select(columns.job_id, columns.status, func.count()).where(
             equals_any(columns.job_id, job_ids), columns.status.is_not(None)
         )
-        yield from connection.execute(query.group_by(columns.job_id, columns.status)).tuples()
+        for job_id, status, number in connection.execute(query.group_by(columns.job_id, columns.status)):
+            yield job_id, status, number
 
     def totals(self) -> Select[Any]:
         """A query for the columns job_id, inputs and outcomes: a row for each job that has inputs."""
@@ -193,7 +194,8 @@ class QuestionInputs:
                 WHERE job_id = ANY(:job_ids) ORDER BY job_id, question_no, run_no DESC) latest
             GROUP BY job_id, status
         """)
-        yield from connection.execute(query, {"job_ids": list(job_ids)}).tuples()
+        for job_id, status, number in connection.execute(query, {"job_ids": list(job_ids)}):
+            yield job_id, status, number
 
     def totals(self) -> Select[Any]:
         """As InputTable."""

@@ -253,7 +253,7 @@ def test_second_opinions_show_agreement(front: Front, browser: Browser, desk: De
         page.locator("#review-progress details a").click()
         page.wait_for_url("**case=**")
         both = page.get_by_role("region", name="opinions").locator(".opinion")
-        assert [text.split("\n")[1] for text in both.all_inner_texts()] == ["right", "wrong"]
+        assert both.locator("p > .chip").all_inner_texts() == ["right", "wrong"]
         assert "not relevant" in both.nth(1).inner_text() and "not relevant" not in both.nth(0).inner_text()
         other.check_access()
         page.set_viewport_size({"width": 390, "height": 900})
