@@ -108,14 +108,13 @@ class InputTable:
         """As `count`, of several jobs by id; `totals` says how many inputs each has. Small jobs share a statement."""
         return _count_many(self, connection, totals)
 
-    def count_small(self, connection: Connection, job_ids: Sequence[int]) -> Iterator[tuple[int, str, int]]:
+    def count_small(self, connection: Connection, job_ids: Sequence[int]) -> list[tuple[int, str, int]]:
         """Job, status and number of inputs, of jobs that have few together."""
         columns = self.table.c
         query = select(columns.job_id, columns.status, func.count()).where(
             equals_any(columns.job_id, job_ids), columns.status.is_not(None)
         )
-        for job_id, status, number in connection.execute(query.group_by(columns.job_id, columns.status)):
-            yield job_id, status, number
+        return [tuple(row) for row in connection.execute(query.group_by(columns.job_id, columns.status))]
 
     def totals(self) -> Select[Any]:
         """A query for the columns job_id, inputs and outcomes: a row for each job that has inputs."""
@@ -186,7 +185,7 @@ class QuestionInputs:
         """As InputTable."""
         return _count_many(self, connection, totals)
 
-    def count_small(self, connection: Connection, job_ids: Sequence[int]) -> Iterator[tuple[int, str, int]]:
+    def count_small(self, connection: Connection, job_ids: Sequence[int]) -> list[tuple[int, str, int]]:
         """As InputTable."""
         query = text("""
             SELECT job_id, status, count(*) FROM (
@@ -194,8 +193,7 @@ class QuestionInputs:
                 WHERE job_id = ANY(:job_ids) ORDER BY job_id, question_no, run_no DESC) latest
             GROUP BY job_id, status
         """)
-        for job_id, status, number in connection.execute(query, {"job_ids": list(job_ids)}):
-            yield job_id, status, number
+        return [tuple(row) for row in connection.execute(query, {"job_ids": list(job_ids)})]
 
     def totals(self) -> Select[Any]:
         """As InputTable."""
