@@ -93,7 +93,8 @@ class SignInProvider:
         is_ours = claims.get("azp", self._client_id) == self._client_id
         if not is_ours or not hmac.compare_digest(str(claims.get("nonce", "")).encode(), departure.nonce.encode()):
             raise NotAuthenticated("the provider's answer belongs to another sign-in; begin again")
-        if self._settings.oidc_groups_claim not in claims:
+        is_told_elsewhere = "userinfo_endpoint" in self._tokens.configuration()
+        if self._settings.oidc_groups_claim not in claims and is_told_elsewhere:
             claims = self._user_of(str(tokens.get("access_token", "")), claims)
         return replace(self._tokens.rights(claims), ends_at=datetime.now(UTC) + _LASTS)
 
@@ -131,14 +132,14 @@ def _answered(method: str, address: str, headers: dict[str, str], body: str | No
     try:
         with urllib3.PoolManager(timeout=_TIMEOUT_S, retries=False) as pool:
             answer = pool.request(method, address, body=body, headers=headers, redirect=False)
-        found = json.loads(answer.data)
+        answered = json.loads(answer.data)
     except (urllib3.exceptions.HTTPError, ValueError) as error:
         raise ServiceUnavailable(f"the provider does not answer at {address}: {error}") from error
-    if 400 <= answer.status < 500 and isinstance(found, dict):
-        raise NotAuthenticated(f"the provider refuses the sign-in: {str(found.get('error', answer.status))[:100]}")
-    if answer.status != 200 or not isinstance(found, dict):
+    if 400 <= answer.status < 500 and isinstance(answered, dict):
+        raise NotAuthenticated(f"the provider refuses the sign-in: {str(answered.get('error', answer.status))[:100]}")
+    if answer.status != 200 or not isinstance(answered, dict):
         raise ServiceUnavailable(f"the provider answers at {address} with the status {answer.status}")
-    return found
+    return answered
 
 
 def _unpadded(data: bytes) -> str:
