@@ -165,6 +165,23 @@ class Settings(BaseSettings):
         description="What the groups of the provider may do, separated by commas: `group=role` for all archives, or "
         "`group=role:archive+archive`. Roles are `read`, `ask`, `write`, `review` and `admin`.",
     )
+    oidc_client_id: str | None = Field(
+        default=None,
+        description="The name of the console at the provider, as a client of the authorization code flow. Needs "
+        "`RAGLLAVA_OIDC_ISSUER`. Not set: browsers sign in with keys and tokens only.",
+    )
+    oidc_client_secret: SecretStr | None = Field(
+        default=None, description="The secret of that client. Not set: a public client, which PKCE alone protects."
+    )
+    oidc_scope: str = Field(
+        default="openid profile",
+        description="What a browser asks the provider for; some give groups only with `openid groups`.",
+    )
+    console_url: str | None = Field(
+        default=None,
+        description="Address at which browsers reach the server, as `https://ragllava.example.org`; the provider sends "
+        "them back to `/console/sign-in/provider/return` below it. Not set: the address that the browser has used.",
+    )
 
     metrics_host: str = Field(
         default="127.0.0.1", description="Address on which `ragllava serve` listens for Prometheus, at `/metrics`."

@@ -15,6 +15,7 @@ from __future__ import annotations
 from ragllava.client.access.access import Access
 from ragllava.client.access.batches import Batches, BatchRequest, BatchView
 from ragllava.client.access.files import Files
+from ragllava.client.access.provider import Arrival, Departure
 from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.backups import Backups
 from ragllava.client.connections import Connections
@@ -96,7 +97,7 @@ from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.promotions import Promotion
 from ragllava.stores.learning.registry import VersionView
-from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter
+from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter, SaidOpinion
 from ragllava.stores.learning.trainings import StepLoss, TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.faults import Fault
@@ -114,6 +115,7 @@ __all__ = [
     "AnsweredQuestion",
     "Archive",
     "ArchiveSummary",
+    "Arrival",
     "AuditEntry",
     "AuditView",
     "BatchRequest",
@@ -127,6 +129,7 @@ __all__ = [
     "Client",
     "Columns",
     "Comparison",
+    "Departure",
     "Depth",
     "Document",
     "Duplicates",
@@ -179,6 +182,7 @@ __all__ = [
     "Retrieval",
     "ReviewProgress",
     "Role",
+    "SaidOpinion",
     "SavedResults",
     "SavedReview",
     "ScanReport",

@@ -51,6 +51,7 @@ from ragllava.stages.results.report import MAX_CARDS, page_paths, require_own_re
 from ragllava.stages.results.results import ResultRow, require_same_job, write_errors, write_results
 from ragllava.stores.access.uploads import get_upload
 from ragllava.stores.database import read_at_once
+from ragllava.stores.jobs.earlier_answers import comparable_jobs
 from ragllava.stores.jobs.result_pages import ResultQuery, failures_by_code, paces
 
 if TYPE_CHECKING:
@@ -249,6 +250,7 @@ class Questions(Namespace):
         return self._do(result_page, job_id, query)
 
     failures_by_code = forwarded(failures_by_code)
+    comparable_jobs = forwarded(comparable_jobs)
 
     def print_results(self, job_id: int, stream: BinaryIO, *, with_metadata: bool = False) -> int:
         """Write results as JSONL to a stream; returns the number of lines. Raises UsageError for other jobs."""

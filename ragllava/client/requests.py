@@ -66,12 +66,20 @@ class Requests(Namespace):
         limit: int = 20,
         retrieval: Retrieval = Retrieval.HYBRID,
         where: Any = None,
+        picture: str | None = None,
         timeout_s: float = 120.0,
     ) -> list[FoundImage]:
-        """As `Archives.search`, by a worker: this process loads no model. Raises UsageError, JobRefused."""
+        """As `Archives.search`, by a worker: this process loads no model.
+
+        With a `picture`, its sha256 as `Questions.store_picture` returns it, those that are most like it take turns
+        with those that fit the text, which may be empty; the retrieval `picture` passes over the text. Raises
+        UsageError, also for a picture that cannot be read, JobRefused.
+        """
+        if picture is not None and retrieval is Retrieval.CAPTION:
+            raise UsageError("a picture is not searched for by captions: choose the retrieval picture or hybrid")
         options = check_options(AnswerOptions(limit, retrieval=retrieval, filter=parse_where(where)))
         archive_id = self._of_archive(name, _check_filter, name, options)
-        body = {"text": text, "options": to_json(options)}
+        body = {"text": text, "options": to_json(options)} | ({"picture": picture} if picture else {})
         result = self._run(Operation.SEARCH, body, archive_id, timeout_s)
         return read_at_once(self._connections.engine, _with_images, result["found"])
 

@@ -1,4 +1,4 @@
-"""What the console keeps in a browser: the secret of the sign-in, the theme, and a message for the next page."""
+"""What the console keeps in a browser: the secret of the sign-in, the theme, a message for the next page."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from urllib.parse import quote, unquote
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ragllava.client import Departure
 from ragllava.console.page import ROOT, Done
 
 SIGN_IN, THEME, MESSAGE = "ragllava_sign_in", "ragllava_theme", "ragllava_message"
+DEPARTURE = "ragllava_departure"
 THEMES = ("light", "dark")
 _THEME_S = 365 * 24 * 3600
 _MESSAGE_S = 60
+_DEPARTURE_S = 600
 _MESSAGE_CHARACTERS = 600
 _MESSAGE_BYTES = 3_800  # as it is written in the cookie; browsers drop one of more than 4,096
 
@@ -69,3 +72,18 @@ def kept_message(request: Request) -> tuple[str, bool] | None:
     except (KeyError, ValueError, TypeError):
         return None
     return str(message)[:_MESSAGE_CHARACTERS], bool(is_problem)
+
+
+def keep_departure(request: Request, response: Response, departure: Departure, to: str) -> None:
+    """Until the browser comes back from the provider, and then goes to the path `to`."""
+    kept = [departure.state, departure.nonce, departure.verifier, departure.return_url, to]
+    set_cookie(request, response, DEPARTURE, quote(json.dumps(kept)), _DEPARTURE_S)
+
+
+def kept_departure(request: Request) -> tuple[Departure, str] | None:
+    """What `keep_departure` kept; None: nothing, or another thing."""
+    try:
+        state, nonce, verifier, return_url, to = json.loads(unquote(request.cookies[DEPARTURE]))
+    except (KeyError, ValueError, TypeError):
+        return None
+    return Departure("", str(state), str(nonce), str(verifier), str(return_url)), str(to)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -485,16 +486,27 @@ def _select_jobs() -> Select[Any]:
 def _as_views(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobView]:
     has_waiting = any(row.state == JobState.RUNNING and row.started_at is None for row in rows)
     before = jobs_before(connection) if has_waiting else {}
-    return [_as_view(connection, row, before.get(row.job_id)) for row in rows]
+    counts = _counts_of_open(connection, rows)
+    return [_as_view(connection, row, before.get(row.job_id), counts.get(row.job_id, {})) for row in rows]
 
 
-def _as_view(connection: Connection, row: Row[Any], jobs_before: int | None) -> JobView:
-    kind = KINDS.get(row.kind)  # None: of a newer version, which alone can count its inputs
+def _counts_of_open(connection: Connection, rows: Sequence[Row[Any]]) -> dict[int, dict[str, int]]:
+    """Of the jobs that have not ended; those of a kind of a newer version are left out: it alone can count them."""
+    totals: dict[str, dict[int, int]] = defaultdict(dict)
+    for row in rows:
+        if row.counts is None and row.kind in KINDS:
+            totals[row.kind][row.job_id] = row.total
+    counts: dict[int, dict[str, int]] = {}
+    for kind, of_kind in totals.items():
+        counts |= KINDS[kind].inputs.count_many(connection, of_kind)
+    return counts
+
+
+def _as_view(connection: Connection, row: Row[Any], jobs_before: int | None, counts_so_far: dict[str, int]) -> JobView:
+    kind = KINDS.get(row.kind)
     values = dict(row._mapping)
     values["state"] = JobState(row.state)
     total, counts = values.pop("total"), values.pop("counts")
-    if counts is None:  # not ended
-        counts = kind.inputs.count(connection, row.job_id, total) if kind else {}
-    values["progress"] = Progress(total, counts)
+    values["progress"] = Progress(total, counts_so_far if counts is None else counts)
     values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind and kind.detail else None
     return JobView(**values, jobs_before=jobs_before)

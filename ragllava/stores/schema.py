@@ -266,6 +266,7 @@ workers = Table(
 )
 
 # Inputs of an ingest job.
+OUTCOMES_TO_SHOW = "status IN ('rejected', 'dead') OR reason IS NOT NULL"
 files = Table(
     "files",
     metadata,
@@ -280,6 +281,9 @@ files = Table(
     Column("reason", Text),
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
     # Without it, each image that is erased would be searched for in the files of all jobs.
+    # "Which files of this archive were rejected or noted, and not ingested since?"
+    Index("ix_files_outcomes", "job_id", postgresql_where=text(OUTCOMES_TO_SHOW)),
+    Index("ix_files_uri", "uri", postgresql_using="hash", postgresql_where=text("uri <> 'erased:'")),
     Index("ix_files_image_id", "image_id", postgresql_where=text("image_id IS NOT NULL")),
 )
 
@@ -326,6 +330,8 @@ answers = Table(
     Column("prompt_tokens", Integer),  # that the generator read; NULL: not counted
     Column("completion_tokens", Integer),  # that it wrote
     question_key(),
+    # Few fail; who looks for them in a large job does not read all its answers.
+    Index("ix_answers_failed", "job_id", "question_no", postgresql_where=text("status IN ('failed', 'dead')")),
 )
 
 candidates = Table(

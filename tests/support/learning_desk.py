@@ -29,8 +29,13 @@ class Learning:
     running: int
 
 
-def make_learning(client: Client, settings: Settings, desk: Desk) -> Learning:
-    """Label twenty answers, register a champion and a refused version of the reranker, and let one training run."""
+def make_learning(
+    client: Client, settings: Settings, desk: Desk, adapter: str = ADAPTER, *, says: str | None = None
+) -> Learning:
+    """Label twenty answers, register a champion and a refused version of the reranker, and let one training run.
+
+    `says`: why the gate refused the version, in place of a sentence of its own.
+    """
     profile = get_profile(settings).name
     said = []
     names = list(desk.images)
@@ -53,8 +58,9 @@ def make_learning(client: Client, settings: Settings, desk: Desk) -> Learning:
         ]
         registry.ensure_champions(connection, profile, bases)
         ended = _train(connection, desk, 240, 240)
-        made = registry.register_adapter(connection, _version(profile, desk, ended))
-        reason = _GATE["reasons"][0]
+        reason = says or _GATE["reasons"][0]
+        gate = _GATE | {"reasons": [reason], "challenger": adapter}
+        made = registry.register_adapter(connection, _version(profile, desk, ended, adapter, gate))
         trainings.finish(connection, ended, TrainingStatus.REFUSED, reason, made.version_id)
         running = _train(connection, desk, 96, 240)
     return Learning(ended, running)
@@ -100,7 +106,7 @@ _GATE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _version(profile: str, desk: Desk, job_id: int) -> AdapterVersion:
+def _version(profile: str, desk: Desk, job_id: int, name: str, gate: dict[str, Any]) -> AdapterVersion:
     hashes = [image.sha256 for image in desk.images.values()]
     examples = [
         {
@@ -117,7 +123,7 @@ def _version(profile: str, desk: Desk, job_id: int) -> AdapterVersion:
     training = {
         "job": job_id,
         "archives": [desk.archive],
-        "gate": _GATE,
+        "gate": gate,
         "examples": {"gained": examples[:6], "lost": [*examples[6:], examples[0] | {"job_id": 10**9}]},
         "report": {
             "examples": 384,
@@ -131,6 +137,6 @@ def _version(profile: str, desk: Desk, job_id: int) -> AdapterVersion:
            "wrong_count": 402, "reason": "the densities of 61 correct and 402 wrong candidates cross at 0.434",
            "curve": {"relevance": [0.0, 0.5, 1.0], "correct": [0.1, 0.4, 4.0], "wrong": [5.0, 0.2, 0.1]}}  # fmt: skip
     return AdapterVersion(
-        role=Role.RERANKER, name=ADAPTER, prompt="prompt-3", threshold=0.434, threshold_curve=fit, profile=profile,
+        role=Role.RERANKER, name=name, prompt="prompt-3", threshold=0.434, threshold_curve=fit, profile=profile,
         adapter_sha256="ab" * 32, base=RERANKER, training=training,
     )  # fmt: skip

@@ -9,7 +9,8 @@ from functools import cached_property
 
 from sqlalchemy import Connection
 
-from ragllava.client.access.tokens import TokenReader
+from ragllava.client.access.provider import Arrival, Departure, SignInProvider
+from ragllava.client.access.tokens import Rights, TokenReader
 from ragllava.client.connections import Namespace, forwarded, this_user
 from ragllava.errors import NotAuthenticated, NotFound, QuotaExceeded
 from ragllava.stores.access import keys, sign_ins, usage
@@ -26,6 +27,10 @@ class Access(Namespace):
     @cached_property
     def _tokens(self) -> TokenReader:
         return TokenReader(self._connections.settings)
+
+    @cached_property
+    def _provider(self) -> SignInProvider:
+        return SignInProvider(self._connections.settings, self._tokens)
 
     create_key = forwarded(keys.create_key)
     list_keys = forwarded(keys.list_keys)
@@ -65,11 +70,31 @@ class Access(Namespace):
             raise NotAuthenticated("this link has been used or is too old; `ragllava console` prints another one")
         return self._do(sign_ins.create_sign_in, NewSignIn(principal)), principal
 
+    @property
+    def provider_name(self) -> str | None:
+        """The host of the provider at which browsers may sign in; None: there is none."""
+        return self._provider.name
+
+    def begin_at_provider(self, reached_at: str) -> Departure:
+        """Where to send a browser that signs in at the provider, and has reached the server at this address.
+
+        Raises NotAuthenticated; ServiceUnavailable.
+        """
+        return self._provider.begin(reached_at)
+
+    def sign_in_at_provider(self, arrival: Arrival, departure: Departure) -> tuple[str, Principal]:
+        """As `sign_in`, for a browser that comes back from the provider, for 12 hours. Raises as `authenticate`."""
+        rights = self._provider.rights_of(arrival, departure)
+        principal = self._principal(rights)
+        return self._do(sign_ins.create_sign_in, NewSignIn(principal, ends_at=rights.ends_at)), principal
+
     signed_in = forwarded(sign_ins.find_sign_in)
     sign_out = forwarded(sign_ins.end_sign_in)
 
     def _of_token(self, token: str) -> Principal:
-        rights = self._tokens.read(token)
+        return self._principal(self._tokens.read(token))
+
+    def _principal(self, rights: Rights) -> Principal:
         if rights.archives is None:
             ids = None
         else:

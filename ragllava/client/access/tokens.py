@@ -43,6 +43,7 @@ class TokenReader:
         self._groups = parse_groups(settings.oidc_groups)
         self._lock = threading.Lock()
         self._keys: Any = None
+        self._configuration: dict[str, Any] | None = None
 
     def reads(self, token: str) -> bool:
         """Whether this is a token rather than a key."""
@@ -50,15 +51,19 @@ class TokenReader:
 
     def read(self, token: str) -> Rights:
         """The rights of a user. Raises NotAuthenticated; ServiceUnavailable when the provider does not answer."""
+        return self.rights(self.claims(token, str(self._settings.oidc_audience)))
+
+    def claims(self, token: str, audience: str) -> dict[str, Any]:
+        """What a token says, if it is for this audience and valid. Raises as `read`."""
         import jwt
 
         try:
             key = self._provider_keys().get_signing_key_from_jwt(token).key
-            claims = jwt.decode(
+            claims: dict[str, Any] = jwt.decode(
                 token,
                 key,
                 algorithms=_ALGORITHMS,
-                audience=self._settings.oidc_audience,
+                audience=audience,
                 issuer=self._settings.oidc_issuer,
                 leeway=_LEEWAY_S,
                 options={"require": list(_CLAIMS)},
@@ -67,9 +72,10 @@ class TokenReader:
             raise ServiceUnavailable(f"the provider of tokens does not answer: {error}") from error
         except jwt.PyJWTError as error:
             raise NotAuthenticated(f"the token is not valid: {error}") from None
-        return self._rights(claims)
+        return claims
 
-    def _rights(self, claims: dict[str, Any]) -> Rights:
+    def rights(self, claims: dict[str, Any]) -> Rights:
+        """What the groups of a user may do. Raises NotAuthenticated for one without a group of the settings."""
         groups = claims.get(self._settings.oidc_groups_claim)
         listed = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
         found = [self._groups[name] for name in listed if isinstance(name, str) and name in self._groups]
@@ -88,17 +94,27 @@ class TokenReader:
 
         with self._lock:
             if self._keys is None:
-                url = self._settings.oidc_keys_url or self._discovered_keys_url()
+                url = self._settings.oidc_keys_url or self.endpoint("jwks_uri")
                 self._keys = jwt.PyJWKClient(url, cache_keys=True, lifespan=600, timeout=5)
             return self._keys
 
-    def _discovered_keys_url(self) -> str:
-        address = f"{str(self._settings.oidc_issuer).rstrip('/')}/.well-known/openid-configuration"
-        try:
-            with urllib3.PoolManager(timeout=5, retries=1) as pool:
-                return str(json.loads(pool.request("GET", address).data)["jwks_uri"])
-        except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise ServiceUnavailable(f"{address} cannot be read: {error}") from error
+    def endpoint(self, name: str) -> str:
+        """An address of the provider, from its configuration. Raises ServiceUnavailable."""
+        address = self.configuration().get(name)
+        if not isinstance(address, str):
+            raise ServiceUnavailable(f"the configuration of {self._settings.oidc_issuer} names no {name}")
+        return address
+
+    def configuration(self) -> dict[str, Any]:
+        """What the provider says about itself; it is read once. Raises ServiceUnavailable."""
+        if self._configuration is None:
+            address = f"{str(self._settings.oidc_issuer).rstrip('/')}/.well-known/openid-configuration"
+            try:
+                with urllib3.PoolManager(timeout=5, retries=1) as pool:
+                    self._configuration = dict(json.loads(pool.request("GET", address).data))
+            except (urllib3.exceptions.HTTPError, ValueError, TypeError) as error:
+                raise ServiceUnavailable(f"{address} cannot be read: {error}") from error
+        return self._configuration
 
 
 def parse_groups(listed: str) -> dict[str, tuple[AccessRole, frozenset[str] | None]]:

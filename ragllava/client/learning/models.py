@@ -16,6 +16,7 @@ from ragllava.stores.learning import registry, trainings
 from ragllava.stores.learning.promotions import Promotion, list_promotions
 from ragllava.stores.learning.registry import ModelVersion, VersionView
 from ragllava.stores.learning.trainings import StepLoss
+from ragllava.training.finetune.presets import PRESETS
 from ragllava.training.request import (
     TrainingPlan,
     TrainingRequest,
@@ -69,6 +70,10 @@ class Models(Namespace):
         """The training preset for the models of the profile."""
         return default_preset(self._connections.settings.profile)
 
+    def presets(self) -> Sequence[str]:
+        """The names of all presets."""
+        return tuple(PRESETS)
+
     def get(self, name: str, role: Role | None = None) -> VersionView:
         """One version. Raises UsageError when the name fits none or several."""
         return self._do(registry.find_version, self._profile, name, role)
@@ -109,14 +114,23 @@ class Models(Namespace):
         champion = self._do(registry.champion, role, self._profile)
         return self._do(_roll_back, self._profile, role, champion)
 
-    def list(self, role: Role | None = None) -> list[VersionView]:
-        """The versions of the profile, by role, the newest first."""
-        return self._do(registry.list_versions, self._profile, role)
+    def list(self, role: Role | None = None, *, limit: int = 10**9) -> list[VersionView]:
+        """The versions of the profile, by role, the newest first; at most `limit`."""
+        return self._do(registry.list_versions, self._profile, role, limit=limit)
+
+    def champion(self, role: Role) -> VersionView | None:
+        """The version of a role that answers; None before the first worker has registered it."""
+        return self._do(_champion, self._profile, role)
 
     @property
     def _profile(self) -> str:
         """The name of the profile. Raises SettingsError for an unknown one."""
         return get_profile(self._connections.settings).name
+
+
+def _champion(connection: Connection, profile: str, role: Role) -> VersionView | None:
+    champion = registry.champion(connection, role, profile)
+    return registry.find_version(connection, profile, champion.name, role) if champion else None
 
 
 def _roll_back(connection: Connection, profile: str, role: Role, champion: ModelVersion | None) -> ModelVersion:

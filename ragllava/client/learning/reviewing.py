@@ -25,7 +25,7 @@ from ragllava.stores.access.tenancy import acting_owner
 from ragllava.stores.jobs.answered import QuestionKey
 from ragllava.stores.learning import reviewing
 from ragllava.stores.learning.noisy import NoisyView
-from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter, Review, Reviewer
+from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter, Review, Reviewer, SaidOpinion
 
 MOST_CASES = 50  # that one tab leases with one call
 _COMPARED_CASES = 2_000  # the newest ones of which the agreement is computed
@@ -76,6 +76,11 @@ class Reviewing(Namespace):
         `locked_by` then says who. Raises NotFound.
         """
         return self._do(open_case, key, self._reviewer(tab), self._lease_s)
+
+    def opinions(self, key: QuestionKey) -> list[SaidOpinion]:
+        """What each person has said of a case, where several have; else nothing, so that none sways the second."""
+        said = self._do(reviewing.opinions_on, key)
+        return said if len(said) > 1 else []
 
     def renew(self, keys: Sequence[QuestionKey], tab: str) -> list[QuestionKey]:
         """Prolong the leases of these cases; returns those that are still held."""

@@ -41,9 +41,11 @@ from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore, content_key
 
 MAX_PICTURE_BYTES = 20 * 2**20
-MAX_REMOTE = 100  # pictures of other hosts in one question file: they are fetched one after the other
-MAX_REMOTE_S = 60.0  # for all of them
+MAX_REMOTE = 100  # pictures of other hosts in one question file
+MAX_REMOTE_S = 60.0  # in which all of them are waited for
 
+_FETCHED_AT_ONCE = 4
+_HELD_AHEAD = 2 * _FETCHED_AT_ONCE  # pictures in memory
 _THREADS = 8
 _HELD = 2 * _THREADS  # pictures in memory
 _MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
@@ -72,6 +74,8 @@ class AskedPictures:
     _stored: set[str] = field(default_factory=set, init=False)
     _fetched: int = field(default=0, init=False)
     _fetching_s: float = field(default=0.0, init=False)
+    _fetchers: ThreadPoolExecutor | None = field(default=None, init=False)
+    _ahead: dict[str, Future[bytes]] = field(default_factory=dict, init=False)
 
     def store(self, address: str) -> str:
         """The sha256 (hex) of the picture at an address; its bytes are in the object store afterwards.
@@ -109,9 +113,26 @@ class AskedPictures:
                     running.append(threads.submit(copy_context().run, self._put, sha256, data))
                 return sha256
 
-            yield store
+            self._fetchers = ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="remote pictures")
+            try:
+                yield store
+            finally:  # what is left belongs to lines that came to nothing
+                self._fetchers.shutdown(wait=False, cancel_futures=True)
+                self._fetchers = None
             for put in running:
                 put.result()
+
+    def fetch_ahead(self, address: str) -> None:
+        """Begin to fetch a picture of another host that will soon be stored, inside `storing`; others are passed over.
+
+        What is wrong with it is raised when it is stored.
+        """
+        is_remote = address.partition(":")[0].lower() in ("http", "https")
+        if not is_remote or self._fetchers is None or address in self._ahead:
+            return
+        has_room = len(self._ahead) < _HELD_AHEAD  # those of lines that are rejected are never taken
+        if has_room and self._fetched + len(self._ahead) < MAX_REMOTE and self._fetching_s <= MAX_REMOTE_S:
+            self._ahead[address] = self._fetchers.submit(self.remote.fetch, address, MAX_PICTURE_BYTES)
 
     def _is_new(self, sha256: str, data: bytes) -> bool:
         """Whether no earlier line has this picture; then it is counted. Raises QuotaExceeded."""
@@ -146,7 +167,8 @@ class AskedPictures:
             raise UsageError(f"the pictures of other hosts took more than {MAX_REMOTE_S:g} s; send them with the file")
         began = time.monotonic()
         try:
-            return self.remote.fetch(address, MAX_PICTURE_BYTES)
+            ahead = self._ahead.pop(address, None)
+            return self.remote.fetch(address, MAX_PICTURE_BYTES) if ahead is None else ahead.result()
         finally:
             self._fetching_s += time.monotonic() - began
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 from sqlalchemy import Engine
 
@@ -29,26 +30,34 @@ def search_archive(
     archive_name: str,
     text: str,
     options: AnswerOptions,
+    picture: str | None = None,
 ) -> list[FoundImage]:
     """The images that fit `text` best, at most `top_k` of the options. Loads the retriever, and no other model.
 
+    With the sha256 of a stored `picture`, those that are most like it take turns with those that fit the text, if there
+    is any and the retrieval is `hybrid`.
+
     Raises UsageError for an unknown archive, for a wrong filter and for one with a key that none of its images has,
-    JobRefused when this machine's profile is not the archive's.
+    JobRefused when this machine's profile is not the archive's, ImageRejected for a picture that cannot be read.
     """
     retrieval, options = options.retrieval, replace(options, filter=check_filter(options.filter))
     archive_id = in_transaction(engine, archive.get_archive, archive_name).archive_id
     in_transaction(engine, filtering.check_keys, archive_id, archive_name, options.filter)
-    question = Question(0, 1, "search", text)
 
-    def ranked(by: Retrieval) -> list[Candidate]:
+    def ranked(by: Retrieval, like: str | None = None) -> list[Candidate]:
+        question = Question(0, 1, "search", text, picture=like)
         chosen = to_json(replace(options, retrieval=by))
         tools = prepare(engine, settings, resources, archive_id, chosen, only_retrieve=True)
         [candidates] = retrieve([question], tools)
         return candidates
 
-    pictures = ranked(retrieval) if retrieval is not Retrieval.CAPTION else []
-    captions = ranked(Retrieval.CAPTION) if retrieval is not Retrieval.PICTURE else []
-    found = _merged(pictures, captions)[: options.top_k]
+    if picture is not None:
+        by_text = ranked(retrieval) if text and retrieval is not Retrieval.PICTURE else []
+        found = _in_turns(ranked(Retrieval.PICTURE, picture), by_text)[: options.top_k]
+    else:
+        pictures = ranked(retrieval) if retrieval is not Retrieval.CAPTION else []
+        captions = ranked(Retrieval.CAPTION) if retrieval is not Retrieval.PICTURE else []
+        found = _merged(pictures, captions)[: options.top_k]
     metadata = in_transaction(engine, archive.load_metadata, [row.image.image_id for row in found])
     return [replace(row, metadata=metadata.get(row.image.image_id)) for row in found]
 
@@ -75,6 +84,28 @@ def _merged(pictures: Sequence[Candidate], captions: Sequence[Candidate]) -> lis
                 retrieval_score=candidate.retrieval_score,
                 caption_rank=words.caption_rank,
                 caption_score=words.caption_score,
+            ),
+        )
+    return list(found.values())
+
+
+def _in_turns(alike: Sequence[Candidate], by_text: Sequence[Candidate]) -> list[FoundImage]:
+    """What is like a picture and what fits a text, in turns; the rank by picture is that of the likeness."""
+    likeness = {candidate.image.image_id: candidate for candidate in alike}
+    of_text = {candidate.image.image_id: candidate for candidate in by_text}
+    turns = [candidate for pair in zip_longest(alike, by_text) for candidate in pair if candidate is not None]
+    found: dict[int, FoundImage] = {}
+    for candidate in turns:
+        image_id = candidate.image.image_id
+        like, words = likeness.get(image_id), of_text.get(image_id)
+        found.setdefault(
+            image_id,
+            FoundImage(
+                candidate.image,
+                picture_rank=like.retrieval_rank if like else None,
+                retrieval_score=candidate.retrieval_score,
+                caption_rank=words.caption_rank if words else None,
+                caption_score=words.caption_score if words else None,
             ),
         )
     return list(found.values())

@@ -22,7 +22,9 @@ from __future__ import annotations
 import datetime
 import json
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -39,6 +41,7 @@ MAX_QUESTION_CHARACTERS = 8_000
 MAX_CUSTOM_ID_CHARACTERS = 64
 MAX_GIVEN_COLUMNS = 64  # further columns of a file that are repeated in the results
 MAX_GIVEN_CHARACTERS = 16_000  # of the further columns of one line, as JSON
+_LOOKED_AHEAD = 4  # lines whose pictures are on their way, and then in memory
 
 _CHAT_URL = "/v1/chat/completions"
 _RESPONSES_URL = "/v1/responses"
@@ -100,11 +103,13 @@ def read_questions(
     format: FileFormat | None = None,
     rules: BatchRules | None = None,
     store_picture: StorePicture | None = None,
+    fetch_ahead: Callable[[str], None] | None = None,
 ) -> QuestionFile:
     """Read a question file; `name` is for messages and the extension, `format` overrides what name and content say.
 
     With `rules`, every line must be one of OpenAI's batch lines that keeps them. Pictures of questions go to
-    `store_picture`, one after the other; without it, a line with a picture is invalid.
+    `store_picture`, one after the other; without it, a line with a picture is invalid. `fetch_ahead` is told the
+    addresses of the next few.
 
     Raises InvalidInput when the whole file is unusable (empty, of unknown format, without a column `question`, too
     long), UsageError when it cannot be opened. An invalid line never raises: it is a LineError.
@@ -112,8 +117,22 @@ def read_questions(
     format, notes = format or format_by_extension(name), list[str]()
     with opened_records(source, name, _LAYOUT, format=format, max_records=MAX_LINES, notes=notes) as (format, records):
         lines = _Lines(is_table=format in (FileFormat.CSV, FileFormat.XLSX), rules=rules, store_picture=store_picture)
-        checked = list(lines.check_all(records))
+        checked = list(lines.check_all(records if fetch_ahead is None else _looking_ahead(records, fetch_ahead)))
         return QuestionFile(name, checked, notes=(*notes, *lines.notes()))
+
+
+def _looking_ahead(records: Iterable[Record], fetch_ahead: Callable[[str], None]) -> Iterator[Record]:
+    """The records, each after the pictures of the next ones were asked for."""
+    waiting: deque[Record] = deque()
+    for record in records:
+        with suppress(Rejected):  # it is rejected when it is its turn
+            asked = _question(*_LAYOUT.split(record.value), record.value)
+            if asked.picture is not None:
+                fetch_ahead(asked.picture)
+        waiting.append(record)
+        if len(waiting) > _LOOKED_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 class _Lines:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 import certifi
 import urllib3
+from urllib3.connection import HTTPSConnection
 
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
@@ -77,19 +80,29 @@ class RemotePictures:
         name = host if port == _PORT else f"{host}:{port}"
         until = time.monotonic() + self.whole_s
         timeout = urllib3.Timeout(connect=_CONNECT_S, read=min(_READ_S, self.whole_s))
-        with urllib3.HTTPSConnectionPool(
-            address,
-            port,
-            server_hostname=host,
-            assert_hostname=host,
-            ca_certs=self.certificates,
-            timeout=timeout,
-            retries=False,
-        ) as pool:
+        watch = _Watch(self.whole_s)
+        with (
+            watch,
+            urllib3.HTTPSConnectionPool(
+                address,
+                port,
+                server_hostname=host,
+                assert_hostname=host,
+                ca_certs=self.certificates,
+                timeout=timeout,
+                retries=False,
+            ) as pool,
+        ):
+            pool.ConnectionCls = watch.connection_class()
             try:
-                return _received(pool, path, name, max_bytes, until)
+                data = _received(pool, path, name, max_bytes, until)
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+                if watch.has_ended:
+                    raise _too_slow(name) from None
                 raise UsageError(f"the picture at {url[:200]} cannot be fetched: {type(error).__name__}") from None
+        if watch.has_ended:  # what was received then ends where the connection was ended
+            raise _too_slow(name)
+        return data
 
     def _allowed(self, url: str) -> SplitResult:
         refused = UsageError(
@@ -120,6 +133,48 @@ class RemotePictures:
         return addresses[0]
 
 
+class _Watch:
+    """Ends the connection of a fetch when its time is over, whatever it is at: a host may send its headers slowly, and
+    the time-outs of a connection are those of one read."""
+
+    def __init__(self, whole_s: float) -> None:
+        self.has_ended = False
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(whole_s, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Watch:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        for connected in self._sockets:
+            connected.close()
+
+    def connection_class(self) -> type[HTTPSConnection]:
+        """Connections that are watched."""
+        sockets = self._sockets
+
+        class Watched(HTTPSConnection):
+            def _new_conn(self) -> socket.socket:
+                connected = super()._new_conn()
+                sockets.append(connected.dup())  # TLS takes the socket itself over, before its handshake
+                return connected
+
+        return Watched
+
+    def _end(self) -> None:
+        self.has_ended = True
+        for connected in self._sockets:
+            with suppress(OSError):  # it was closed a moment ago
+                connected.shutdown(socket.SHUT_RDWR)
+
+
+def _too_slow(name: str) -> UsageError:
+    return UsageError(f"the host {name} did not send the picture in time")
+
+
 def _received(pool: urllib3.HTTPSConnectionPool, path: str, name: str, max_bytes: int, until: float) -> bytes:
     headers = {"host": name, "user-agent": "ragllava", "accept": "image/*", "accept-encoding": "identity"}
     answer = pool.request("GET", path, headers=headers, redirect=False, preload_content=False, decode_content=False)
@@ -133,7 +188,7 @@ def _received(pool: urllib3.HTTPSConnectionPool, path: str, name: str, max_bytes
             if len(data) > max_bytes:
                 raise UsageError(f"a picture may have at most {max_bytes:,} bytes, and the one of {name} has more")
             if time.monotonic() > until:
-                raise UsageError(f"the host {name} did not send the picture in time")
+                raise _too_slow(name)
         return bytes(data)
     finally:
         answer.close()

@@ -118,7 +118,12 @@ def _read(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batch
         path = Path(folder) / "batch.jsonl"
         objects.fetch(upload.object_key, path)
         return read_questions(
-            path, name=upload.filename, format=FileFormat.JSONL, rules=rules, store_picture=store_picture
+            path,
+            name=upload.filename,
+            format=FileFormat.JSONL,
+            rules=rules,
+            store_picture=store_picture,
+            fetch_ahead=pictures.fetch_ahead,
         )
 
 

@@ -42,7 +42,8 @@ def _score(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
 def _search(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
     name = context.read(_archive_name, context.lease.job_id)
     options = from_json(AnswerOptions, body["options"])
-    found = search_archive(context.engine, context.settings, context.resources, name, body["text"], options)
+    asked = body["text"], options, body.get("picture")
+    found = search_archive(context.engine, context.settings, context.resources, name, *asked)
     return {"found": list(map(_as_stored, found))}
 
 

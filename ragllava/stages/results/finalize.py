@@ -22,14 +22,14 @@ from ragllava.jobs.isolation import Isolation
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
-from ragllava.records import Candidate, FileFormat, evidence_of
+from ragllava.records import AnswerStatus, Candidate, FileFormat, evidence_of
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores.access import webhooks
 from ragllava.stores.archives import archive, vectors
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import in_transaction, locked_outside, record
-from ragllava.stores.jobs import answers
+from ragllava.stores.jobs import answers, earlier_answers
 from ragllava.stores.jobs.outcomes import Reconciliation, reconcile
 from ragllava.stores.jobs.result_pages import ResultQuery, find_rows
 from ragllava.stores.maintenance.erasing_jobs import BEING_REMOVED
@@ -63,12 +63,30 @@ class ResultPage:
 
 
 def result_page(connection: Connection, job_id: int, query: ResultQuery) -> ResultPage:
-    """The next rows of a job that a person looks at."""
+    """The next rows of a job that a person looks at. Raises UsageError for a job that cannot be compared with."""
+    if query.against is not None:
+        earlier_answers.require_comparable(connection, job_id, query.against)
     after = find_rows(connection, job_id, query)
     searched, of_pictures = control.archive_of(connection, job_id), control.asks_with_pictures(connection, job_id)
     rows = list(_as_result_rows(connection, job_id, searched, after.rows, of_pictures))
+    if query.against is not None:
+        rows = _compared(connection, job_id, query.against, rows, {row.line: row.question_no for row, _ in after.rows})
     waiting = [(row.line, row.question or "") for row, _ in after.rows if row.status is None]
     return ResultPage(rows, waiting, after.next_after)
+
+
+def _compared(
+    connection: Connection, job_id: int, other_id: int, rows: Sequence[ResultRow], numbers: Mapping[int, int]
+) -> list[ResultRow]:
+    """Rows whose previous outcome is that of another job, if that has the question; `numbers` are those of lines."""
+    earlier = earlier_answers.earlier_answers(connection, job_id, other_id, list(numbers.values()))
+    compared = []
+    for row in rows:
+        said = earlier.get(numbers[row.line])
+        status = AnswerStatus(said.status) if said and said.status else None
+        previous = Previous(other_id, status, said.answer, ()) if said else None
+        compared.append(replace(row, previous=previous))
+    return compared
 
 
 def _as_result_rows(

@@ -24,7 +24,7 @@ from ragllava.stores.archives import blobs, vectors, word_index
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import copy_rows, equals_any, given, record, records
 from ragllava.stores.objects import content_key
-from ragllava.stores.schema import archives, images
+from ragllava.stores.schema import OUTCOMES_TO_SHOW, archives, images
 from ragllava.stores.schema import files as file_table
 from ragllava.words import WORDS_VERSION
 
@@ -511,16 +511,17 @@ def noted_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
 
 
 def _files_with_reason(connection: Connection, archive_id: int, statuses: Sequence[FileStatus]) -> list[RejectedFile]:
-    query = text("""
-        SELECT * FROM (
-            SELECT DISTINCT ON (uri) job_id, source, uri, files.status, reason
-            FROM files JOIN jobs ON jobs.id = files.job_id
-            WHERE jobs.archive_id = :archive_id AND files.status IS NOT NULL AND files.status <> 'cancelled'
-              AND uri <> 'erased:'
-            ORDER BY uri, job_id DESC, file_no DESC
-        ) latest
-        WHERE status = ANY(:statuses) AND (reason IS NOT NULL OR status <> 'stored') ORDER BY source, uri
-    """)
+    # From the few files with such an outcome to later ones of the same address; each step has an index.
+    query = text(f"""
+        SELECT f.job_id, f.source, f.uri, f.status, f.reason
+        FROM files f JOIN jobs ON jobs.id = f.job_id
+        WHERE jobs.archive_id = :archive_id AND f.status = ANY(:statuses) AND ({OUTCOMES_TO_SHOW})
+          AND (f.reason IS NOT NULL OR f.status <> 'stored') AND f.uri <> 'erased:' AND NOT EXISTS (
+            SELECT FROM files later JOIN jobs j ON j.id = later.job_id
+            WHERE later.uri = f.uri AND later.uri <> 'erased:' AND j.archive_id = :archive_id
+              AND later.status <> 'cancelled' AND (later.job_id, later.file_no) > (f.job_id, f.file_no))
+        ORDER BY f.source, f.uri
+    """)  # noqa: S608 - our own condition
     parameters = {"archive_id": archive_id, "statuses": [status.value for status in statuses]}
     return records(RejectedFile, connection.execute(query, parameters))
 

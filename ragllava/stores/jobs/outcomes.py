@@ -27,6 +27,7 @@ from sqlalchemy import (
     update,
 )
 
+from ragllava.stores.database import equals_any
 from ragllava.stores.schema import answers, jobs, questions
 
 # A question is open in a run when that run has no answer for it and no earlier run has a good one. A line that
@@ -103,6 +104,18 @@ class InputTable:
         counts = self.count_all(connection, job_id, total)
         return {status: number for status, number in counts.items() if status is not None}
 
+    def count_many(self, connection: Connection, totals: Mapping[int, int]) -> dict[int, dict[str, int]]:
+        """As `count`, of several jobs by id; `totals` says how many inputs each has. Small jobs share a statement."""
+        return _count_many(self, connection, totals)
+
+    def count_small(self, connection: Connection, job_ids: Sequence[int]) -> list[tuple[int, str, int]]:
+        """Job, status and number of inputs, of jobs that have few together."""
+        columns = self.table.c
+        query = select(columns.job_id, columns.status, func.count()).where(
+            equals_any(columns.job_id, job_ids), columns.status.is_not(None)
+        )
+        return [tuple(row) for row in connection.execute(query.group_by(columns.job_id, columns.status))]
+
     def totals(self) -> Select[Any]:
         """A query for the columns job_id, inputs and outcomes: a row for each job that has inputs."""
         columns = self.table.c
@@ -169,31 +182,18 @@ class QuestionInputs:
         return dict(counts)
 
     def count_many(self, connection: Connection, totals: Mapping[int, int]) -> dict[int, dict[str, int]]:
-        """As `count`, of several jobs by id; `totals` says how many inputs each has. Small jobs share a statement."""
-        counts: dict[int, dict[str, int]] = {job_id: {} for job_id in totals}
-        page: list[int] = []
-        room = COUNTED_AT_ONCE
-        for job_id, total in totals.items():
-            if total > COUNTED_AT_ONCE:
-                counts[job_id] = self.count(connection, job_id, total)
-                continue
-            if total > room:
-                self._count_page(connection, page, counts)
-                page, room = [], COUNTED_AT_ONCE
-            page.append(job_id)
-            room -= total
-        self._count_page(connection, page, counts)
-        return counts
+        """As InputTable."""
+        return _count_many(self, connection, totals)
 
-    def _count_page(self, connection: Connection, job_ids: Sequence[int], counts: dict[int, dict[str, int]]) -> None:
+    def count_small(self, connection: Connection, job_ids: Sequence[int]) -> list[tuple[int, str, int]]:
+        """As InputTable."""
         query = text("""
             SELECT job_id, status, count(*) FROM (
                 SELECT DISTINCT ON (job_id, question_no) job_id, question_no, status FROM answers
                 WHERE job_id = ANY(:job_ids) ORDER BY job_id, question_no, run_no DESC) latest
             GROUP BY job_id, status
         """)
-        for job_id, status, number in connection.execute(query, {"job_ids": list(job_ids)}) if job_ids else ():
-            counts[job_id][status] = number
+        return [tuple(row) for row in connection.execute(query, {"job_ids": list(job_ids)})]
 
     def totals(self) -> Select[Any]:
         """As InputTable."""
@@ -227,6 +227,25 @@ class QuestionInputs:
 
 
 JobInputs = InputTable | QuestionInputs
+
+
+def _count_many(inputs: JobInputs, connection: Connection, totals: Mapping[int, int]) -> dict[int, dict[str, int]]:
+    counts: dict[int, dict[str, int]] = {job_id: {} for job_id in totals}
+    pages: list[list[int]] = [[]]
+    room = COUNTED_AT_ONCE
+    for job_id, total in totals.items():
+        if total > COUNTED_AT_ONCE:
+            counts[job_id] = inputs.count(connection, job_id, total)
+            continue
+        if total > room:
+            pages.append([])
+            room = COUNTED_AT_ONCE
+        pages[-1].append(job_id)
+        room -= total
+    for page in filter(None, pages):
+        for job_id, status, number in inputs.count_small(connection, page):
+            counts[job_id][status] = number
+    return counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, TextClause, select, text
 
 from ragllava.records import Candidate
 from ragllava.stores.jobs.answers import RESULT_COLUMNS, load_candidates
+from ragllava.stores.jobs.earlier_answers import OTHER_ANSWER, SAME_QUESTION
 from ragllava.stores.jobs.outcomes import LATEST_ANSWER
 from ragllava.stores.schema import jobs
 
@@ -22,7 +23,7 @@ _SEARCHING_S = 0.12  # after which a page ends, also if it is not full
 
 
 class ResultFilter(StrEnum):
-    """Which rows; `low` have evidence, but none above a relevance, `changed` another answer than in the job before."""
+    """Which rows; `low` have evidence, but none above a relevance, `changed` another answer than before."""
 
     ALL = "all"
     ANSWERED = "answered"
@@ -34,13 +35,17 @@ class ResultFilter(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ResultQuery:
-    """Rows after the question `after`. `code` narrows `failed` to one reason, `below` is the relevance of `low`."""
+    """Rows after the question `after`. `code` narrows `failed` to one reason, `below` is the relevance of `low`.
+
+    `against` is the job with whose answers `changed` compares; None: what the job has refreshed.
+    """
 
     which: ResultFilter = ResultFilter.ALL
     after: int = -1
     limit: int = 50
     code: str | None = None
     below: float = 0.5
+    against: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +125,23 @@ def _numbers(connection: Connection, job_id: int, query: ResultQuery, lo: int, h
         values["below"] = query.below
     if query.which is ResultFilter.FAILED:
         values["code"] = query.code
-    return list(connection.scalars(_statement(query.which), values))
+    if _compares(query):
+        values["against"] = query.against
+    return list(connection.scalars(_statement(query), values))
 
 
-def _statement(which: ResultFilter) -> TextClause:
-    if which is ResultFilter.ALL:
+def _compares(query: ResultQuery) -> bool:
+    return query.which is ResultFilter.CHANGED and query.against is not None
+
+
+def _statement(query: ResultQuery) -> TextClause:
+    if query.which is ResultFilter.ALL:
         return text(_ALL)
-    join = _QUESTIONS if which is ResultFilter.CHANGED else ""
-    return text(_OF_ANSWERS.format(join=join, condition=_CONDITIONS[which]))
+    join, condition = _QUESTIONS if query.which is ResultFilter.CHANGED else "", _CONDITIONS[query.which]
+    if _compares(query):
+        join = f"{_QUESTIONS} {SAME_QUESTION} {OTHER_ANSWER}"
+        condition = "(o.status, o.text) IS DISTINCT FROM (a.status, a.text)"
+    return text(_OF_ANSWERS.format(join=join, condition=condition))
 
 
 def _rows(connection: Connection, job_id: int, numbers: Sequence[int]) -> list[tuple[Any, tuple[Candidate, ...]]]:

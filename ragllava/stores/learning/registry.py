@@ -257,9 +257,12 @@ def newest_refused(connection: Connection, champion: ModelVersion) -> ModelVersi
     return None if row is None else _as_version(row)
 
 
-def list_versions(connection: Connection, profile: str | None = None, role: Role | None = None) -> list[VersionView]:
-    """All versions, by profile and role, the newest first."""
+def list_versions(
+    connection: Connection, profile: str | None = None, role: Role | None = None, prefix: str = "", limit: int = 10**9
+) -> list[VersionView]:
+    """All versions whose names begin with `prefix`, by profile and role, the newest first; the first `limit`."""
     query = select(model_versions).order_by(model_versions.c.profile, model_versions.c.role, model_versions.c.id.desc())
+    query = query.where(model_versions.c.name.startswith(prefix, autoescape=True)).limit(limit)
     if profile is not None:
         query = query.where(model_versions.c.profile == profile)
     if role is not None:
@@ -269,7 +272,7 @@ def list_versions(connection: Connection, profile: str | None = None, role: Role
 
 def find_version(connection: Connection, profile: str, name: str, role: Role | None = None) -> VersionView:
     """The version of this name, or the only version whose name starts so. Raises UsageError for none or several."""
-    matches = _matching(list_versions(connection, profile, role), name)
+    matches = _matching(list_versions(connection, profile, role, name), name)
     if len(matches) == 1:
         return matches[0]
     if not matches:

@@ -86,6 +86,18 @@ class Review:
 
 
 @dataclass(frozen=True, slots=True)
+class SaidOpinion:
+    """What one person has said of a case at last; `answer` is the right one, if the person wrote one."""
+
+    reviewer: str
+    verdict: Verdict
+    answer: str | None
+    relevant: tuple[int, ...]
+    irrelevant: tuple[int, ...]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class QueueCounts:
     """How far the reviews of an archive are. `held` counts open cases that others have open; days are those of UTC."""
 
@@ -257,6 +269,12 @@ def opinions(connection: Connection, archive_id: int, limit: int) -> list[Review
     return records(Review, connection.execute(_OPINIONS, {"archive_id": archive_id, "limit": limit}))
 
 
+def opinions_on(connection: Connection, key: QuestionKey) -> list[SaidOpinion]:
+    """The newest opinion of each person on one case, in the order in which they were given."""
+    job_id, number = key
+    return records(SaidOpinion, connection.execute(_OPINIONS_ON, {"job_id": job_id, "no": number}))
+
+
 _FREE = """(n.locked_until IS NULL OR n.locked_until < now() OR (n.locked_by = :me AND n.locked_tab = :tab))"""
 _CLAIM = text(f"""
     UPDATE noisy_cases n
@@ -336,4 +354,12 @@ _OPINIONS = text("""
           ORDER BY max(id) DESC LIMIT :limit) several USING (job_id, question_no)
     WHERE r.verdict IS NOT NULL
     ORDER BY r.job_id, r.question_no, r.reviewer, r.id DESC
+""")
+_OPINIONS_ON = text("""
+    SELECT * FROM (
+        SELECT DISTINCT ON (r.reviewer) r.id, r.reviewer, r.verdict, l.answer, r.relevant, r.irrelevant, r.created_at
+        FROM reviews r LEFT JOIN labels l ON l.id = r.label_id
+        WHERE r.job_id = :job_id AND r.question_no = :no AND r.verdict IS NOT NULL
+        ORDER BY r.reviewer, r.id DESC) newest
+    ORDER BY id
 """)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import jwt
@@ -22,51 +18,13 @@ from ragllava.stores.access.keys import AccessRole
 from ragllava.stores.schema import sign_ins
 from tests.support.api_server import Front, open_front
 from tests.support.console_client import reading
-
-AUDIENCE = "ragllava"
-
-
-@dataclass(frozen=True)
-class Provider:
-    """Signs tokens, and serves its public key."""
-
-    issuer: str
-    key: rsa.RSAPrivateKey
-
-    def token(self, key: rsa.RSAPrivateKey | None = None, **changed: Any) -> str:
-        now = int(time.time())
-        claims = {"iss": self.issuer, "aud": AUDIENCE, "sub": "ann", "iat": now, "exp": now + 600, "groups": ["staff"]}
-        kept = {name: value for name, value in (claims | changed).items() if value is not None}
-        return jwt.encode(kept, key or self.key, "RS256", headers={"kid": "one"})
+from tests.support.oidc_provider import AUDIENCE, Provider, open_provider
 
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[Provider]:
-    key = rsa.generate_private_key(65537, 2048)
-    public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key())) | {"kid": "one", "use": "sig"}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = {
-                "/.well-known/openid-configuration": {"jwks_uri": f"{issuer}/keys"},
-                "/keys": {"keys": [public]},
-            }[self.path]
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(found).encode())
-
-        def log_message(self, *_args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    issuer = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield Provider(issuer, key)
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with open_provider() as provider:
+        yield provider
 
 
 @pytest.fixture

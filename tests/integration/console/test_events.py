@@ -1,4 +1,4 @@
-"""Pages that renew themselves by events: without polling, with the events cut, after the sign-in, when the server stops."""
+"""Pages that renew themselves by events: without polling, with events cut, after the sign-in, when the server stops."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def without_polling(page: Page) -> None:
     ("path", "before", "after"),
     [
         ("/console/jobs/{job}", "#job .chip.running", "#job .chip.completed"),
-        ("/console/jobs?archive=stamps", "#jobs tr:has(#to-job-{job}) .running", "#jobs tr:has(#to-job-{job}) .completed"),
+        (
+            "/console/jobs?archive=stamps",
+            "#jobs tr:has(#to-job-{job}) .running",
+            "#jobs tr:has(#to-job-{job}) .completed",
+        ),
         ("/console", "#to-job-{job}", "#state:not(:has(#to-job-{job}))"),
     ],
 )

@@ -203,6 +203,38 @@ def test_axe_finds_nothing(front: Front, browser: Browser, hostile_job: int, hos
             visitor.check_access()
 
 
+def test_answers_that_have_changed_since_another_job_are_shown(front: Front, browser: Browser) -> None:
+    questions = [{"custom_id": f"since-{number}", "question": f"What is {number}?"} for number in range(6)]
+    changed = [*questions[:5], {"custom_id": "since-5", "question": "Something else?"}]
+    before, other, after = (
+        front.client.questions.submit(rows, "stamps", name=name).job_id
+        for rows, name in ((questions, "first ask"), (["What?"], None), (changed[::-1], "second ask"))
+    )
+    for job in (before, other, after):
+        front.client.jobs.wait(job, timeout_s=60)
+    with front.office.engine.begin() as connection:  # in the later job, in which they stand in another order
+        connection.execute(
+            text("UPDATE answers SET text = 'no' WHERE job_id = :job AND question_no IN (0, 3)"), {"job": after}
+        )
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("read", ["stamps"]))
+        page = visitor.go(f"/console/jobs/{after}")
+        choice = page.get_by_label("answered otherwise in")
+        assert choice.locator("option").all_inner_texts() == [f"job {before} · first ask"]
+        page.get_by_role("button", name="Changed since").click()
+        page.wait_for_url(f"**against={before}**")
+        row = page.locator(".result")  # the first row is another question under the same custom_id
+        assert row.count() == 1 and "since-2" in row.inner_text()
+        assert f"before, in job {before}: yes" in row.inner_text() and row.locator(".answer").inner_text() == "no"
+        visitor.check_access()
+        visitor.expect_fault("400")
+        foreign = front.client.questions.submit(["What?"], "coins").job_id
+        for wrong in (after, foreign, 10**9):
+            assert "is no other answer job" in visitor.go(
+                f"/console/jobs/{after}?show=changed&against={wrong}"
+            ).inner_text("main")
+
+
 @pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>.csv", "../../etc/passwd.csv", "a\x00b.csv", "W" * 300])
 def test_a_file_with_a_hostile_name_is_checked_or_refused(front: Front, name: str) -> None:
     with reading(front.url, front.key("ask")) as reader:

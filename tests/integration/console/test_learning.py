@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import text
 
-from ragllava.records import Role
+from ragllava.records import Role, TrainingStatus
+from ragllava.stores.learning import trainings
 from tests.support.api_server import Front
 from tests.support.browser import Theme, visiting
+from tests.support.console_client import reading
+from tests.support.hostile_texts import HOSTILE, HOSTILE_NAME
 from tests.support.learning_desk import ADAPTER, Learning, add_losses, make_learning
 from tests.support.review_desk import RERANKER, Desk, make_desk
 
@@ -192,3 +196,56 @@ def test_bound_callers_do_not_see_it(front: Front, browser: Browser, learning: L
         visitor.expect_fault("403")
         page = visitor.go("/console/learning")
         assert "concerns all archives" in page.inner_text("main")
+
+
+HOSTILE_ADAPTER = f"{HOSTILE_NAME}@77c1d2e1"
+
+
+def test_hostile_texts_are_harmless(front: Front, browser: Browser) -> None:
+    """The name of a version, what its gate said, what a person promoted it for, and what its training was called."""
+    desk = make_desk(front.office.engine, front.office.objects, "hostile", cases=8, hostile=True)
+    learned = make_learning(front.client, front.settings, desk, HOSTILE_ADAPTER, says=" ".join(HOSTILE))
+    with front.office.engine.begin() as connection:
+        told = {"job": learned.running, "text": HOSTILE[0] + "W" * 2_000}
+        connection.execute(text("UPDATE jobs SET name = :text WHERE id = :job"), told)
+        trainings.finish(connection, learned.running, TrainingStatus.FAILED, told["text"], None)
+    front.client.models.promote(HOSTILE_ADAPTER, Role.RERANKER, HOSTILE[8] + HOSTILE[6])
+    pages = ("", "?archive=hostile", f"/trainings/{learned.ended}", f"/trainings/{learned.running}",
+             f"/versions/{quote(HOSTILE_ADAPTER, safe='')}?role=reranker")  # fmt: skip
+    with visiting(browser, front.url, width=390) as visitor, reading(front.url, front.key("admin")) as reader:
+        visitor.page.on("dialog", lambda dialog: visitor.faults.append(f"dialog: {dialog.message}"))
+        visitor.sign_in(front.key("admin"))
+        for path in pages:
+            page = visitor.go(f"/console/learning{path}")
+            visitor.check_fits()
+            assert page.evaluate("window.pwned === undefined && !document.querySelector('script:not([src])')")
+            assert "\u202e" not in page.inner_text("main")
+        assert HOSTILE[0] in page.inner_text("main")
+        page.set_viewport_size({"width": 1400, "height": 900})
+        visitor.check_access("hostile texts")
+        path = f"/console/learning/versions/{quote(HOSTILE_ADAPTER, safe='')}/promote"
+        for form in ({"role": "reranker", "reason": "a\x00b"}, {"role": "\x00"}):
+            answer = reader.post(path, form)
+            assert answer.status_code == 400 and "\x00" not in answer.text
+        answer = reader.post("/console/learning/train", {"role": "reranker", "archives": HOSTILE[0]})
+        assert answer.status_code in (400, 404) and HOSTILE[0] not in answer.text
+    front.client.models.rollback(Role.RERANKER)
+
+
+def test_a_preset_and_the_length_of_a_training_are_chosen(front: Front, browser: Browser, learning: Learning) -> None:
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("admin"))
+        page = visitor.go("/console/learning")
+        assert page.get_by_label("Preset").input_value() == "mini"
+        page.get_by_label("Preset").select_option("internvl2-2b")
+        page.get_by_label("Epochs").fill("2.5")
+        page.get_by_label("Steps at most").fill("7")
+        page.get_by_role("button", name="What would it learn from?").click()
+        page.wait_for_selector("#train .notice")
+        kept = [page.get_by_label(label).input_value() for label in ("Preset", "Epochs", "Steps at most")]
+        assert kept == ["internvl2-2b", "2.5", "7"]
+        visitor.expect_fault("400")
+        page.get_by_label("Epochs").evaluate("input => input.form.noValidate = true")
+        page.get_by_label("Epochs").fill("-1")
+        page.get_by_role("button", name="What would it learn from?").click()
+        page.get_by_text("greater than 0").wait_for()

@@ -248,6 +248,18 @@ def test_second_opinions_show_agreement(front: Front, browser: Browser, desk: De
         assert "agreement 66.7 %" in page.inner_text("#review-progress")
         assert "of 3 answers" in page.inner_text("#review-progress")
         assert "1 disagreements" in page.inner_text("#review-progress")
+        assert page.locator(".opinions").count() == 0  # of a case that nobody has labelled
+        page.get_by_text("1 disagreements").click()
+        page.locator("#review-progress details a").click()
+        page.wait_for_url("**case=**")
+        both = page.get_by_role("region", name="opinions").locator(".opinion")
+        assert both.locator("p > .chip").all_inner_texts() == ["right", "wrong"]
+        assert "not relevant" in both.nth(1).inner_text() and "not relevant" not in both.nth(0).inner_text()
+        other.check_access()
+        page.set_viewport_size({"width": 390, "height": 900})
+        other.check_fits()
+        key = f"{desk.job_id}-{front.client.reviewing.next(desk.archive, 'x')[0].question.question_no}"
+        assert one.go(f"/console/review?archive={desk.archive}&case={key}").locator(".opinions").count() == 0
 
 
 def test_without_scripts_one_case_after_another(front: Front, browser: Browser, desk: Desk) -> None:

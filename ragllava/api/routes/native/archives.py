@@ -13,6 +13,9 @@ from ragllava.client import AccessRole, ArchiveSummary, FoundImage, Removal, Ret
 
 routes = Routes("Archives")
 
+_URL_CHARACTERS = 1_000  # percent-encoded, a character has up to 12 bytes, and a header at most 16 KiB
+MAX_PICTURE_BODY_BYTES = 32 * 2**20  # a picture of 20 MiB as base64
+
 
 class NewArchive(Body):
     """A name of 1 to 63 of the characters a-z, 0-9, `.`, `_` and `-`, that begins with a letter or a digit."""
@@ -51,9 +54,25 @@ class ArchiveList(Answer):
 
 
 class SearchQuery(Query):
-    """`q` is what to look for; `where` is a condition on metadata, as text."""
+    """`q` is what to look for; `where` is a condition on metadata, as text. Both fit into the header of a request."""
 
-    q: Annotated[LongText, Field(min_length=1)]
+    q: Annotated[LongText, Field(min_length=1, max_length=_URL_CHARACTERS)]
+    limit: Annotated[int, Field(ge=1, le=1_000)] = 20
+    retrieval: Retrieval = Retrieval.HYBRID
+    where: Annotated[LongText, Field(max_length=_URL_CHARACTERS)] | None = None
+
+
+class PictureAddress(Body):
+    """An address as in a part of a chat message."""
+
+    url: str = Field(min_length=1)
+
+
+class PictureSearch(Body):
+    """A picture, by its address, and perhaps a text `q`; the others as in a search by text. Not by `caption`."""
+
+    image_url: Annotated[str, Field(min_length=1)] | PictureAddress
+    q: LongText = ""
     limit: Annotated[int, Field(ge=1, le=1_000)] = 20
     retrieval: Retrieval = Retrieval.HYBRID
     where: LongText | None = None
@@ -163,6 +182,40 @@ async def search_archive(call: Call[SearchQuery, NoBody]) -> FoundList:
         timeout_s=call.settings.api_answer_timeout_s,
     )
     return FoundList(data=list(map(_found_object, found)))
+
+
+@routes.post(
+    "/v1/archives/{archive}/search",
+    needs=AccessRole.ASK,
+    body=PictureSearch,
+    answer=FoundList,
+    max_body_bytes=MAX_PICTURE_BODY_BYTES,
+    archive_in="path:archive",
+)
+async def search_by_picture(call: Call[NoQuery, PictureSearch]) -> FoundList:
+    """The pictures that are most like one that is sent; with a text, in turns with those that fit it.
+
+    `image_url` is an address as in questions: `data:`, the id of a file, `s3://`, or `https://` of an allowed host.
+    """
+    body = call.body
+    name = await call.run(call.archive, call.path("archive"))
+    found = await call.wait(
+        call.client.requests.search,
+        name,
+        body.q,
+        limit=body.limit,
+        retrieval=body.retrieval,
+        where=body.where,
+        picture=await call.run(_stored_picture, call, name),
+        timeout_s=call.settings.api_answer_timeout_s,
+    )
+    return FoundList(data=list(map(_found_object, found)))
+
+
+def _stored_picture(call: Call[NoQuery, PictureSearch], archive: str) -> str:
+    sent = call.body.image_url
+    count_bytes = call.client.access.count_bytes(call.principal)
+    return call.client.questions.store_picture(sent if isinstance(sent, str) else sent.url, archive, count_bytes)
 
 
 def archive_object(summary: ArchiveSummary) -> ArchiveObject:

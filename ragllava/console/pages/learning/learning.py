@@ -29,7 +29,7 @@ from ragllava.errors import NotFound
 pages = Pages("Learning")
 
 LEARNING = f"{ROOT}/learning"
-_TRAININGS, _VERSIONS, _PROMOTIONS = 20, 40, 30  # newest ones that are listed
+_TRAININGS, _VERSIONS, _PROMOTIONS = 20, 20, 30  # newest ones that are listed; versions of each role
 
 
 class LearningQuery(Query):
@@ -46,11 +46,17 @@ class RoleQuery(Query):
 
 
 class TrainForm(Body):
-    """What to train. `what` is `plan` for what it would learn from, without a training."""
+    """What to train. `what` is `plan` for what it would learn from, without a training.
+
+    Without a preset it is that of the profile; `epochs` and `max_steps` replace those of the preset.
+    """
 
     role: Role
     archives: Annotated[list[Line], BeforeValidator(as_list), Field(min_length=1, max_length=100)]
     promote: bool = False
+    preset: Line | None = None
+    epochs: Annotated[float, Field(gt=0, le=1_000)] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     what: str = "train"
 
 
@@ -98,7 +104,8 @@ def train(visit: Visit[NoQuery, TrainForm]) -> Done | Shown:
     request = TrainingRequest(
         role=body.role,
         archives=tuple(map(visit.archive, dict.fromkeys(body.archives))),
-        preset=visit.client.models.default_preset(),
+        preset=body.preset or visit.client.models.default_preset(),
+        overrides=body.model_dump(include={"epochs", "max_steps"}, exclude_none=True),
         promote=body.promote,
     )
     if body.what == "plan":
@@ -169,15 +176,15 @@ def roll_back(visit: Visit[NoQuery, RoleForm]) -> Done:
 
 def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) -> dict[str, Any]:
     models = visit.client.models
-    versions, promotions = models.list(), models.promotions(limit=_PROMOTIONS)
+    promotions = models.promotions(limit=_PROMOTIONS)
     labelled = list(dict.fromkeys(name for role in Role for name in models.labelled_archives(role)))
     name = archive or next(iter(labelled), None)
     curve = models.threshold_curve(visit.archive(name)) if name is not None else None
-    lines = [_role_line(role, versions, promotions) for role in Role]
+    lines = [_role_line(role, models.champion(role), promotions) for role in Role]
     return {
         "roles": lines,
         "fitted": next((line for line in lines if line.role is Role.RERANKER and "precision" in line.fit), None),
-        "versions": versions[:_VERSIONS],
+        "versions": [view for role in Role for view in models.list(role, limit=_VERSIONS)],
         "promotions": promotions,
         "trainings": visit.client.jobs.list(kind=JobKind.TRAIN.value, limit=_TRAININGS),
         "labelled": labelled,
@@ -187,12 +194,13 @@ def _learning(visit: Visit[Any, Any], archive: str | None, trained: str | None) 
         "nearest": curve.own_point if curve else None,
         "archive": name,
         "plan": None,
+        "presets": models.presets(),
+        "preset": models.default_preset(),
         "may_change": visit.may(AccessRole.ADMIN),
     }
 
 
-def _role_line(role: Role, versions: Sequence[VersionView], promotions: Sequence[Promotion]) -> RoleLine:
-    champion = next((view for view in versions if view.version.role is role and view.state == "champion"), None)
+def _role_line(role: Role, champion: VersionView | None, promotions: Sequence[Promotion]) -> RoleLine:
     before = next((item.replaced for item in promotions if item.role is role), None)
     return RoleLine(role, champion, threshold_fit(champion) if champion else {}, before)
 

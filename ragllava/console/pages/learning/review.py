@@ -12,7 +12,16 @@ from starlette.responses import JSONResponse, Response
 
 from ragllava.api.route import Body, NoBody, NoQuery, Query
 from ragllava.api.routes.native.shared import Id, Line, storable
-from ragllava.client import AccessRole, NoisyReason, NoisyView, Opinion, QueueFilter, ReviewProgress, Verdict
+from ragllava.client import (
+    AccessRole,
+    NoisyReason,
+    NoisyView,
+    Opinion,
+    QueueFilter,
+    ReviewProgress,
+    SaidOpinion,
+    Verdict,
+)
 from ragllava.console.page import ROOT, Context, Done, Pages, Visit, as_list
 from ragllava.console.templates import render
 from ragllava.errors import UsageError
@@ -103,12 +112,14 @@ def show_review(visit: Visit[Which, NoBody]) -> Context:
     name = visit.archive(which.archive or "")
     tab = which.tab or f"tab-{secrets.token_hex(8)}"
     which = which.model_copy(update={"tab": tab})
+    opinions: list[SaidOpinion] = []
     if which.case is not None:
+        opinions = visit.client.reviewing.opinions(_key(which.case))
         case: NoisyView | None = visit.client.reviewing.open(_key(which.case), tab)
     else:
         case = next(iter(visit.client.reviewing.next(name, tab, which.filter)), None)
     progress = visit.client.reviewing.progress(name, tab)
-    shown = _case_context(visit, case, which) if case else {"case": None}
+    shown = _case_context(visit, case, which, opinions) if case else {"case": None}
     return {
         "archives": names,
         "which": which,
@@ -225,7 +236,9 @@ def _progress_context(visit: Visit[Any, Any], name: str, progress: ReviewProgres
     }
 
 
-def _case_context(visit: Visit[Any, Any], case: NoisyView, which: Which) -> dict[str, Any]:
+def _case_context(
+    visit: Visit[Any, Any], case: NoisyView, which: Which, opinions: Sequence[SaidOpinion] = ()
+) -> dict[str, Any]:
     question = case.question
     kept = [candidate for candidate in question.candidates if candidate.evidence_no is not None]
     others = [candidate for candidate in question.candidates if candidate.evidence_no is None]
@@ -239,6 +252,7 @@ def _case_context(visit: Visit[Any, Any], case: NoisyView, which: Which) -> dict
         "folded": ordered[shown:],
         "threshold": (question.models or {}).get("threshold"),
         "holder": holder,
+        "opinions": opinions,
         "which": which,
         "back": which.address().partition("?")[2],
         "save_id": secrets.token_hex(12),

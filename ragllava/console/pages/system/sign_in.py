@@ -1,14 +1,14 @@
-"""Sign in with a key, a token or a link; sign out; the theme."""
+"""Sign in with a key, a token, a link or at the provider; sign out; the theme."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 from starlette.responses import RedirectResponse, Response
 
 from ragllava.api.route import Body, NoBody, NoQuery, Query
-from ragllava.client import AccessRole
+from ragllava.client import AccessRole, Arrival
 from ragllava.console import cookies
 from ragllava.console.page import ROOT, Context, Pages, Shown, Visit
 from ragllava.errors import NotAuthenticated
@@ -25,6 +25,24 @@ OwnPath = Annotated[
 
 class SignInQuery(Query):
     """Where to go afterwards."""
+
+    next: OwnPath = ROOT
+
+
+class ArrivalQuery(Query):
+    """What the provider adds to the address; it may add more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    code: Annotated[str, Field(max_length=4_000)] = ""
+    state: Annotated[str, Field(max_length=200)] = ""
+    iss: Annotated[str, Field(max_length=1_000)] | None = None
+    error: Annotated[str, Field(max_length=200)] = ""
+    error_description: Annotated[str, Field(max_length=1_000)] = ""
+
+
+class LinkForm(Body):
+    """Where to go after signing in by a link."""
 
     next: OwnPath = ROOT
 
@@ -59,14 +77,57 @@ def sign_in(visit: Visit[NoQuery, SignInForm]) -> Response | Shown:
     return _enter(visit, secret, visit.body.next)
 
 
-@pages.get(f"{SIGN_IN}/{{link}}", needs=None, query=SignInQuery, template="sign_in.html", title="Sign in")
-def follow_link(visit: Visit[SignInQuery, NoBody]) -> Response | Shown:
+@pages.get(f"{SIGN_IN}/provider", needs=None, query=SignInQuery, template="sign_in.html", title="Sign in")
+def go_to_provider(visit: Visit[SignInQuery, NoBody]) -> Response | Shown:
+    """Send the browser to the provider."""
+    try:
+        departure = visit.client.access.begin_at_provider(str(visit.request.base_url))
+    except NotAuthenticated as error:
+        return Shown(_form(visit, visit.query.next, str(error)), status=401)
+    response = RedirectResponse(departure.address, 303)
+    cookies.keep_departure(visit.request, response, departure, visit.query.next)
+    return response
+
+
+@pages.get(f"{SIGN_IN}/provider/return", needs=None, query=ArrivalQuery, template="sign_in.html", title="Sign in")
+def come_from_provider(visit: Visit[ArrivalQuery, NoBody]) -> Response | Shown:
+    """Sign in with what the provider has given the browser."""
+    query, kept = visit.query, cookies.kept_departure(visit.request)
+    try:
+        if query.error:
+            raise NotAuthenticated(f"the provider refuses the sign-in: {query.error_description or query.error}")
+        if kept is None:
+            raise NotAuthenticated("this sign-in was not begun in this browser, or too long ago; begin again")
+        to = SignInQuery(next=kept[1]).next
+        secret, _ = visit.client.access.sign_in_at_provider(Arrival(query.code, query.state, query.iss), kept[0])
+    except (NotAuthenticated, ValidationError) as error:
+        return Shown(_form(visit, ROOT, str(error)), status=401)
+    response = _enter(visit, secret, to)
+    cookies.forget_cookie(response, cookies.DEPARTURE)
+    return response
+
+
+@pages.get(f"{SIGN_IN}/{{link}}", needs=None, query=SignInQuery, template="sign_in_link.html", title="Sign in")
+def show_link(visit: Visit[SignInQuery, NoBody]) -> Context:
+    """A button: programs that look at links before people do must not use them up."""
+    return {"next": visit.query.next}
+
+
+@pages.post(
+    f"{SIGN_IN}/{{link}}",
+    needs=None,
+    body=LinkForm,
+    max_body_bytes=_FORM_BYTES,
+    template="sign_in.html",
+    title="Sign in",
+)
+def follow_link(visit: Visit[NoQuery, LinkForm]) -> Response | Shown:
     """Sign in by a link that `ragllava console` has printed; it works once."""
     try:
         secret, _ = visit.client.access.sign_in_by_link(visit.path("link"))
     except NotAuthenticated as error:
-        return Shown(_form(visit, visit.query.next, str(error)), status=401)
-    return _enter(visit, secret, visit.query.next)
+        return Shown(_form(visit, visit.body.next, str(error)), status=401)
+    return _enter(visit, secret, visit.body.next)
 
 
 @pages.post(f"{ROOT}/sign-out", needs=AccessRole.READ)
@@ -88,7 +149,12 @@ def choose_theme(visit: Visit[NoQuery, ThemeForm]) -> Response:
 
 
 def _form(visit: Visit[Any, Any], to: str, problem: str | None = None) -> Context:
-    return {"next": to, "problem": problem, "takes_tokens": visit.settings.oidc_issuer is not None}
+    return {
+        "next": to,
+        "problem": problem,
+        "takes_tokens": visit.settings.oidc_issuer is not None,
+        "provider": visit.client.access.provider_name,
+    }
 
 
 def _enter(visit: Visit[Any, Any], secret: str, to: str) -> Response:

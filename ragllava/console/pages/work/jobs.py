@@ -51,6 +51,7 @@ class RowsQuery(Query):
     after: Annotated[int, Field(ge=-1, le=2**62)] = -1
     code: Line | None = None
     below: Annotated[float, Field(ge=0, le=1)] = 0.5
+    against: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,16 +208,18 @@ def _rows_context(visit: Visit[RowsQuery, NoBody], job: JobView) -> dict[str, An
         return {"page": None}
     query = visit.query
     page: ResultPage = visit.client.questions.page(
-        job.job_id, ResultQuery(query.show, query.after, _ROWS, query.code, query.below)
+        job.job_id, ResultQuery(query.show, query.after, _ROWS, query.code, query.below, query.against)
     )
     counts = job.progress.by_status
+    is_refresh = job.refresh is not None
     has_failed = bool(counts.get("failed") or counts.get("dead"))
     return {
         "page": page,
         "query": query,
         "more": None if page.next_after is None else with_others(query, after=page.next_after),
         "codes": visit.client.questions.failures_by_code(job.job_id) if has_failed else {},
-        "filters": [which for which in ResultFilter if which is not ResultFilter.CHANGED or job.refresh is not None],
+        "filters": [which for which in ResultFilter if which is not ResultFilter.CHANGED or is_refresh],
+        "comparable": visit.client.questions.comparable_jobs(job.job_id),
     }
 
 

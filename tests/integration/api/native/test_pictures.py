@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -191,6 +192,39 @@ def test_a_search_finds_what_the_command_finds(shop: Shop) -> None:
     assert [row["image_id"] for row in found] == [row.image.image_id for row in expected]
     assert [row["caption"] for row in found] == [row.image.caption for row in expected]
     assert [row["retrieval_score"] for row in found] == pytest.approx([row.retrieval_score for row in expected])
+
+
+def test_a_search_finds_pictures_like_one_that_is_sent(shop: Shop) -> None:
+    with shop.http("ask", "postcards") as http:
+        where = "/v1/archives/postcards"
+        row = http.get(f"{where}/pictures", params={"limit": 3}).json()["data"][-1]
+        data = http.get(f"{where}/pictures/{row['image_id']}/content").content
+        url = "data:image/png;base64," + base64.b64encode(data).decode()
+
+        def found(**body: Any) -> list[dict[str, Any]]:
+            answer = http.post(f"{where}/search", json={"limit": 5} | body)
+            assert answer.status_code == 200, answer.text
+            return list(answer.json()["data"])
+
+        alone = found(image_url=url)
+        assert alone[0]["image_id"] == row["image_id"] and alone[0]["retrieval_score"] == pytest.approx(1, abs=1e-3)
+        assert [hit["picture_rank"] for hit in alone] == list(range(5))
+        file = http.post("/v1/files", files={"file": ("a.png", data)}, data={"purpose": "vision"}).json()["id"]
+        assert found(image_url={"url": file}) == alone
+        [first] = http.get(f"{where}/search", params={"q": "lighthouse", "limit": 1}).json()["data"]
+        both = found(image_url=url, q="lighthouse")
+        assert [hit["image_id"] for hit in both[:2]] == [row["image_id"], first["image_id"]] and len(both) == 5
+        assert found(image_url=url, q="lighthouse", retrieval="picture") == alone
+        refused = {
+            "https://example.org/a.png": "are not fetched from",
+            "data:image/png;base64,AAAA": "cannot be read",
+            "/etc/passwd": "not the address of a picture",
+        }
+        for address, sentence in refused.items():
+            answer = http.post(f"{where}/search", json={"image_url": address})
+            assert (answer.status_code, sentence in answer.text) == (400, True), answer.text
+        assert http.post(f"{where}/search", json={"image_url": url, "retrieval": "caption"}).status_code == 400
+        assert http.post("/v1/archives/coins/search", json={"image_url": url}).status_code == 404
 
 
 def test_a_picture_is_removed_from_everywhere(shop: Shop) -> None:

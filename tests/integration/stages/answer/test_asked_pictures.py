@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +57,8 @@ def client(gallery: Workshop) -> Iterator[Client]:
 
 
 def pictures_of(shop: Workshop, **values: Any) -> AskedPictures:
-    return AskedPictures(shop.engine, shop.resources.objects, ARCHIVE, RemotePictures([]), **values)
+    remote = values.pop("remote", RemotePictures([]))
+    return AskedPictures(shop.engine, shop.resources.objects, ARCHIVE, remote, **values)
 
 
 def card_file(postcards: Postcards, number: int) -> Path:
@@ -292,3 +295,27 @@ def test_tokens_are_counted(gallery: Workshop, asked: list[str]) -> None:
         else:
             assert (row.prompt_tokens, row.completion_tokens) == (0, 0)
     assert AnswerStatus.ANSWERED in {row.status for row in rows}
+
+
+class Meeting(RemotePictures):
+    """Hosts that send each picture only when four of them are asked for at the same time."""
+
+    barrier = threading.Barrier(4)
+
+    def fetch(self, url: str, max_bytes: int) -> bytes:
+        if "wrong" in url:
+            raise UsageError("no such host")
+        self.barrier.wait(20)
+        return url.encode()
+
+
+def test_pictures_of_other_hosts_are_fetched_a_few_at_once(gallery: Workshop) -> None:
+    rows = [{"question": "What?", "picture": f"https://host.example/{number}.png"} for number in range(8)]
+    rows.insert(4, {"question": "What?", "picture": "https://wrong.example/a.png"})
+    content = "\n".join(map(json.dumps, rows)).encode()
+    pictures = pictures_of(gallery, remote=Meeting([]))
+    with pictures.storing() as store:
+        file = read_questions(content, name="q.jsonl", store_picture=store, fetch_ahead=pictures.fetch_ahead)
+    hashes = [hashlib.sha256(row["picture"].encode()).hexdigest() for row in rows if "wrong" not in row["picture"]]
+    assert [question.picture for question in file.valid] == hashes
+    assert [(error.line, error.message) for error in file.errors] == [(5, "no such host")]

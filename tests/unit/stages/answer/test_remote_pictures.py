@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
                 self.send_header("location", "https://169.254.169.254/latest")
                 self.end_headers()
                 return
+            if self.path == "/trickling":
+                self.send_response(200)
+                self.flush_headers()
+                with suppress(OSError):  # the client has had enough
+                    for number in range(400):
+                        self.wfile.write(b"x-%d: 1\r\n" % number)
+                        self.wfile.flush()
+                        time.sleep(0.02)
+                return
             if self.path == "/gone":
                 self.send_error(404)
                 return
@@ -98,12 +108,15 @@ def test_a_picture_of_an_allowed_host_is_fetched(host: Host) -> None:
         ("/moved", {}, "status 302; redirects are not followed"),
         ("/gone", {}, "status 404"),
         ("/slow", {"whole_s": 0.2}, "in time"),
+        ("/trickling", {"whole_s": 0.2}, "in time"),
         ("/a.png", {"certificates": certifi.where()}, "SSLError"),
     ],
 )
 def test_what_is_refused(host: Host, path: str, values: dict[str, Any], sentence: str) -> None:
+    began = time.monotonic()
     with pytest.raises(UsageError, match=sentence):
         host.fetcher(**values).fetch(host.url(path), 1_000_000)
+    assert time.monotonic() - began < 2
 
 
 def test_too_many_bytes_are_not_read(host: Host) -> None:
