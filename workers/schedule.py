@@ -11,7 +11,7 @@ import threading
 import time
 
 from ragllava.errors import ServiceUnavailable
-from ragllava.jobs.ending import end_jobs
+from ragllava.jobs.ending import end_jobs, expire_due_jobs
 from ragllava.jobs.isolation import Isolation
 from ragllava.stages.batches.process import process_batches
 from ragllava.stages.buckets.received import drain_list
@@ -31,6 +31,7 @@ from workers.runtime import runtime
 log = logging.getLogger(__name__)
 
 TICK_STEPS = (
+    "deadlines",
     "dispatch",
     "trainings",
     "schedules",
@@ -85,6 +86,7 @@ def run_tick() -> None:
     """Any number of ticks may run at once: every step is safe to repeat, and one that fails holds up no other."""
     process = runtime()
     steps = Isolation(process.engine, "tick", TICK_STEPS)
+    steps.run("deadlines", expire_due_jobs, process.engine)
     steps.run("dispatch", dispatch_now, process.engine, process.settings)
     # Each may take minutes (thousands of objects; a large result), and the next tick must not wait for it.
     if _processing.acquire(blocking=False):

@@ -8,6 +8,7 @@ age in state `queued` and sent again.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    Float,
     Row,
     Subquery,
     Text,
@@ -168,7 +170,8 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
     """Mark the next shards `queued`, so that each live slot has one that runs and one that waits; returns their
     messages.
 
-    Higher priority first; owners and their jobs of equal priority take turns (`job_turns`). Shards of lower priority
+    Higher priority first; owners of jobs of equal priority take turns, and so do the jobs of an owner, those with a
+    deadline before the others (`job_turns`). Shards of lower priority
     do not use up the room of higher ones, so a single question never waits behind a bulk job's messages.
     """
     space = _QueueSpace(live_slots(connection, settings), _queued_messages(connection) + _running(connection, settings))
@@ -281,9 +284,9 @@ def job_turns() -> Subquery:
     queued, or the job created; `of_owner`, the shards in flight of all jobs of its kind and `owner`.
 
     The next turn is that of the owner with the fewest shards in flight; of that owner's jobs, of the one with the
-    fewest, and of these of the one that waits longest. So each owner gets an equal share of the slots, however many
-    jobs it has, each job its share from its first shard on, and a stream of new jobs holds up no old one. A job without
-    an owner is its own.
+    earliest `deadline`, then of the one with the fewest, and of these of the one that waits longest. So each owner gets
+    an equal share of the slots, however many jobs it has, each job its share from its first shard on, and a stream of
+    new jobs holds up no old one. A job without an owner is its own.
     """
     in_flight = func.count().filter(shards.c.state.in_([ShardState.QUEUED, ShardState.RUNNING]))
     owner = func.coalesce(jobs.c.owner, cast(jobs.c.id, Text))
@@ -294,6 +297,7 @@ def job_turns() -> Subquery:
             in_flight.label("in_flight"),
             func.sum(in_flight).over(partition_by=(owner, jobs.c.kind)).label("of_owner"),
             func.coalesce(func.max(shards.c.queued_at), jobs.c.created_at).label("waiting_since"),
+            func.coalesce(cast(func.extract("epoch", jobs.c.deadline_at), Float), math.inf).label("deadline"),
         )
         .join(shards, shards.c.job_id == jobs.c.id)
         .where(jobs.c.finished_at.is_(None), jobs.c.state == JobState.RUNNING, is_known_kind())
@@ -318,6 +322,7 @@ def _pending(connection: Connection) -> Sequence[Row[Any]]:
             jobs.c.id.label("job_id"),
             (turns.c.in_flight + nth).label("turn"),
             turns.c.waiting_since,
+            turns.c.deadline,
             turns.c.owner,
             turns.c.of_owner,
         )
@@ -327,7 +332,7 @@ def _pending(connection: Connection) -> Sequence[Row[Any]]:
         .subquery()
     )
     queue = func.coalesce(ready.c.queue, ready.c.kind)
-    of_job = (ready.c.turn, ready.c.waiting_since, ready.c.job_id)
+    of_job = (ready.c.deadline, ready.c.turn, ready.c.waiting_since, ready.c.job_id)
     nth_of_owner = func.row_number().over(partition_by=(ready.c.owner, queue, ready.c.priority), order_by=of_job)
     owned = select(ready, queue.label("of_queue"), (ready.c.of_owner + nth_of_owner).label("owner_turn")).subquery()
     # One queue may be full while another is empty, so look at shards of each kind.
@@ -336,6 +341,7 @@ def _pending(connection: Connection) -> Sequence[Row[Any]]:
         order_by=(
             owned.c.priority.desc(),
             owned.c.owner_turn,
+            owned.c.deadline,
             owned.c.turn,
             owned.c.waiting_since,
             owned.c.job_id,

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0016"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0017"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -210,6 +210,10 @@ jobs = Table(
     Column("name", Text),  # that a person gave it
     Column("owner", Text),  # who queued it, as user@machine; NULL: not known
     Column("counted", JSONB(none_as_null=True)),  # of a retried job: the outcomes that `totals` has already
+    moment("deadline_at", nullable=True),  # what has no outcome by then is expired
+    Column("max_gpu_s", Float),  # that workers may be busy with it, all together; what is left then is expired
+    Column("estimate", JSONB(none_as_null=True)),  # what was expected when it was made (stages/answer/estimating.py)
+    Column("timing", JSONB(none_as_null=True)),  # what came out, when it ended first (jobs/closing.py)
     # Open jobs are few among many: dispatch and reap look only at them.
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
     # Asked at every tick.
@@ -244,6 +248,8 @@ shards = Table(
     Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
     Column("open_inputs", Integer),  # when its last attempt failed: fewer of them now are progress
     moment("claimed_at", nullable=True),  # by its last worker
+    Column("busy_s", Float, nullable=False, server_default=text("0")),  # of all its workers, by their own clocks
+    Column("reranked_at_most", Integer),  # candidates of a question, where a limit of its job cut them; NULL: nowhere
     Index("ix_shards_open", "state", "job_id", "lo", postgresql_where=text(_IS_OPEN_SHARD)),
     postgresql_with={"fillfactor": "70"},
 )

@@ -1,0 +1,105 @@
+"""How a shard of a job with a limit is answered: in parts, each as large and as deep as the time that is left allows.
+
+Before each part, a worker forecasts when the job will end at its own pace. If that is too late, fewer candidates are
+reranked for each question of the part, the strongest ones, and never fewer than the job's top_n. What does not fit even
+then is answered in order until the limit is reached. A part takes at most a quarter of what is left, so that little is
+lost when the limit comes in its middle.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ragllava.jobs.deadlines import Room
+from ragllava.records import AnswerOptions
+from ragllava.stages.answer.splitting import Cost
+
+_KEPT = 512  # questions by which it is known how many candidates are reranked
+_DECAY = 0.5  # the weight of earlier parts in the moving averages
+_SHARE = 4  # a part takes at most this part of what is left
+_RESERVE = 0.97  # of the time that is left: the rest is for what the forecast does not know
+
+
+@dataclass(slots=True)
+class DepthPace:
+    """What questions with the same options have cost in this process. `seconds_per_cost` counts what was reranked."""
+
+    seconds_per_cost: float | None = None
+    images_per_pair: float = 1.0  # how many of the pairs needed the prefix of another image
+    pairs: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT))  # of each question, without a cut
+
+    def learn(self, seconds: float, reranked: Sequence[Sequence[int]], cost: Cost, cut: Iterable[bool]) -> None:
+        """Add a part that took so many seconds; `reranked` has the images of each question, `cut` whether a limit left
+        no more of them."""
+        spent = cost.of(reranked)
+        if spent <= 0 or seconds <= 0:
+            return
+        number = sum(map(len, reranked))
+        shared = len({image for row in reranked for image in row}) / number if number else 1.0
+        first = self.seconds_per_cost is None
+        self.images_per_pair = shared if first else _DECAY * self.images_per_pair + (1 - _DECAY) * shared
+        measured = seconds / spent
+        before = self.seconds_per_cost
+        self.seconds_per_cost = measured if before is None else _DECAY * before + (1 - _DECAY) * measured
+        self.pairs += [len(row) for row, is_cut in zip(reranked, cut, strict=True) if not is_cut]
+
+    def seconds(self, cost: Cost, most: int | None = None) -> float | None:
+        """Seconds of a question of which at most so many candidates are reranked; None while that is not known."""
+        if self.seconds_per_cost is None or not self.pairs:
+            return None
+        pairs = sum(number if most is None else min(number, most) for number in self.pairs) / len(self.pairs)
+        return self.seconds_per_cost * ((cost.pair + cost.image * self.images_per_pair) * pairs + cost.question)
+
+
+def depth_key(options: AnswerOptions) -> Hashable:
+    """The options by which the cost of a question differs."""
+    return options.retrieval, options.depth, options.top_k, options.top_n, options.captions_in_answer
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How many questions are answered together next, and how many of their candidates are reranked at most."""
+
+    questions: int
+    most: int | None
+
+
+def next_part(room: Room, pace: DepthPace, cost: Cost, top_n: int, own: int, slots: int, longest_s: float) -> Part:
+    """The next part of the `own` open questions of a shard.
+
+    `slots` are those of all workers; a job has its owner's share of them. `longest_s` limits a part in any case. While
+    the pace is not known, a few questions are answered by which it is learned.
+    """
+    full_s = pace.seconds(cost)
+    if full_s is None:
+        return Part(0, None)
+    mine = max(1, room.running, slots // room.owners)
+    left = [left for left in (_times(room.left_s, mine), room.gpu_left_s) if left is not None]
+    open_inputs = max(1.0, own + room.waiting + room.beside / 2)  # half of what others run is done, on average
+    each_s = max(0.0, min(left) * _RESERVE / open_inputs) if left else full_s
+    most = None if full_s <= each_s else _deepest(pace, cost, top_n, each_s)
+    question_s = max(1e-6, pace.seconds(cost, most) or full_s)
+    part_s = min([longest_s, *(end / _SHARE for end in (room.left_s, _over(room.gpu_left_s, mine)) if end is not None)])
+    return Part(max(1, min(own, int(part_s / question_s))), most)
+
+
+def _times(value: float | None, factor: int) -> float | None:
+    return None if value is None else value * factor
+
+
+def _over(value: float | None, divisor: int) -> float | None:
+    return None if value is None else value / divisor
+
+
+def _deepest(pace: DepthPace, cost: Cost, top_n: int, each_s: float) -> int:
+    """The largest number of candidates that takes at most so many seconds, and at least `top_n`."""
+    low, high = top_n, max(top_n, *pace.pairs)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if (pace.seconds(cost, middle) or 0.0) <= each_s:
+            low = middle
+        else:
+            high = middle - 1
+    return low
