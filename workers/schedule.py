@@ -18,6 +18,7 @@ from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.erasing.steps import Eraser
 from ragllava.stages.maintenance.schedules import fire_due
+from ragllava.stages.notices.deliver import process_notices
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.webhooks.deliver import deliver_due
 from ragllava.stores.database import in_transaction
@@ -45,6 +46,7 @@ TICK_STEPS = (
     "removals",
     "requests",
     "webhooks",
+    "notices",
 )
 _REQUESTS_KEPT_S = 3_600.0
 
@@ -136,10 +138,12 @@ def _finish_jobs() -> None:
 
 
 def _deliver() -> None:
-    """Tell webhooks of ended jobs; a host that does not answer holds nothing else up."""
+    """Tell webhooks of ended jobs, and people what the rules say; a host that does not answer holds nothing else up."""
     try:
         process = runtime()
-        Isolation(process.engine, "tick", TICK_STEPS).run("webhooks", deliver_due, process.engine, process.settings)
+        steps = Isolation(process.engine, "tick", TICK_STEPS)
+        steps.run("webhooks", deliver_due, process.engine, process.settings)
+        steps.run("notices", process_notices, process.engine, process.settings)
     except ServiceUnavailable as error:
         log.warning(str(error), extra={"action": "webhooks_not_sent"})
     finally:
