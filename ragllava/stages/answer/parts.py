@@ -8,6 +8,7 @@ lost when the limit comes in its middle.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class DepthPace:
 
     seconds_per_cost: float | None = None
     images_per_pair: float = 1.0  # how many of the pairs needed the prefix of another image
-    pairs: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT))  # of each question, without a cut
+    pairs: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT))  # that each question needs
 
     def learn(self, seconds: float, reranked: Sequence[Sequence[int]], cost: Cost, cut: Iterable[bool]) -> None:
         """Add a part that took so many seconds; `reranked` has the images of each question, `cut` whether a limit left
@@ -43,7 +44,14 @@ class DepthPace:
         measured = seconds / spent
         before = self.seconds_per_cost
         self.seconds_per_cost = measured if before is None else _DECAY * before + (1 - _DECAY) * measured
-        self.pairs += [len(row) for row, is_cut in zip(reranked, cut, strict=True) if not is_cut]
+        self.pairs += [
+            self._needed(len(row)) if is_cut else len(row) for row, is_cut in zip(reranked, cut, strict=True)
+        ]
+
+    def _needed(self, number: int) -> int:
+        """How many candidates a question would have needed that was cut to this number: as the others beyond it."""
+        beyond = [pairs for pairs in self.pairs if pairs > number]
+        return round(sum(beyond) / len(beyond)) if beyond else number + 1
 
     def seconds(self, cost: Cost, most: int | None = None) -> float | None:
         """Seconds of a question of which at most so many candidates are reranked; None while that is not known."""
@@ -66,11 +74,11 @@ class Part:
     most: int | None
 
 
-def next_part(room: Room, pace: DepthPace, cost: Cost, top_n: int, own: int, slots: int, longest_s: float) -> Part:
+def next_part(room: Room, pace: DepthPace, cost: Cost, top_n: int, own: int, slots: int) -> Part:
     """The next part of the `own` open questions of a shard.
 
-    `slots` are those of all workers; a job has its owner's share of them. `longest_s` limits a part in any case. While
-    the pace is not known, a few questions are answered by which it is learned.
+    `slots` are those of all workers; a job has its owner's share of them. While the pace is not known, a few questions
+    are answered by which it is learned.
     """
     full_s = pace.seconds(cost)
     if full_s is None:
@@ -81,8 +89,9 @@ def next_part(room: Room, pace: DepthPace, cost: Cost, top_n: int, own: int, slo
     each_s = max(0.0, min(left) * _RESERVE / open_inputs) if left else full_s
     most = None if full_s <= each_s else _deepest(pace, cost, top_n, each_s)
     question_s = max(1e-6, pace.seconds(cost, most) or full_s)
-    part_s = min([longest_s, *(end / _SHARE for end in (room.left_s, _over(room.gpu_left_s, mine)) if end is not None)])
-    return Part(max(1, min(own, int(part_s / question_s))), most)
+    ends = [end for end in (room.left_s, _over(room.gpu_left_s, mine)) if end is not None]
+    part_s = min(ends, default=math.inf) / _SHARE
+    return Part(max(1, int(min(own, part_s / question_s))), most)
 
 
 def _times(value: float | None, factor: int) -> float | None:

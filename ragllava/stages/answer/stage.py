@@ -112,9 +112,8 @@ def _answer_all(pause: Pauses, questions: Sequence[Question], changes: ChangesBy
             context.read(deadlines.expire_if_due, context.lease.job_id)
             raise ShardInterrupted(f"shard {context.lease.shard_id}: a limit of its job is reached")
         slots = context.read(live_slots, context.settings).get(kind_of(context.lease.kind).queue, 1)
-        settings, top_n = context.settings, tools.options.top_n
-        part = next_part(room, pace_of(tools), cost_of(tools), top_n, len(questions), slots, settings.shard_seconds / 3)
-        number = part.questions or settings.questions_per_step
+        part = next_part(room, pace_of(tools), cost_of(tools), tools.options.top_n, len(questions), slots)
+        number = part.questions or context.settings.questions_per_step
         _answer_together(pause, questions[:number], changes, hits, part.most)
         questions = questions[number:]
 

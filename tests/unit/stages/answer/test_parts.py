@@ -24,35 +24,41 @@ def pace(pairs: int = 20) -> DepthPace:
     return made
 
 
+def test_what_a_cut_question_needed_is_known_from_the_others() -> None:
+    made = pace()
+    made.learn(1.0, [[1, 2]] * 3, COST, [True] * 3)
+    assert list(made.pairs)[-3:] == [20, 20, 20]
+
+
 def room(left_s: float | None = None, gpu_left_s: float | None = None, **others: int) -> Room:
     return Room(left_s, gpu_left_s, **{"waiting": 0, "beside": 0, "running": 1, "owners": 1} | others)
 
 
 def test_without_a_pace_nothing_is_planned() -> None:
-    assert next_part(room(60.0), DepthPace(), COST, 2, 100, 1, 20.0) == Part(0, None)
+    assert next_part(room(60.0), DepthPace(), COST, 2, 100, 1) == Part(0, None)
 
 
 def test_depth_is_cut_only_if_the_time_is_too_short_and_never_below_top_n() -> None:
-    enough, half, hopeless = (next_part(room(left), pace(), COST, 2, 100, 1, 20.0) for left in (300.0, 125.0, 1.0))
-    assert enough == Part(8, None)
+    enough, half, hopeless = (next_part(room(left), pace(), COST, 2, 100, 1) for left in (300.0, 125.0, 1.0))
+    assert enough == Part(30, None)
     assert half.most == 7, "(7 + 5) / 10 s each is the most that fits into 97 % of 1.25 s"
     assert hopeless == Part(1, 2)
 
 
 def test_a_part_takes_at_most_a_quarter_of_what_is_left() -> None:
-    assert next_part(room(12.0), pace(), COST, 2, 4, 1, 20.0) == Part(1, None)
-    assert next_part(room(400.0), pace(), COST, 2, 100, 1, 20.0) == Part(8, None)
+    assert next_part(room(12.0), pace(), COST, 2, 4, 1) == Part(1, None)
+    assert next_part(room(40_000.0), pace(), COST, 2, 100, 1) == Part(100, None)
 
 
 def test_other_workers_and_other_owners_count() -> None:
-    beside = next_part(room(125.0, waiting=80, beside=20), pace(), COST, 2, 10, 2, 20.0)
-    assert beside.most == next_part(room(250.0), pace(), COST, 2, 100, 1, 20.0).most
-    shared = next_part(room(250.0, owners=2), pace(), COST, 2, 100, 2, 20.0)
-    assert shared == next_part(room(250.0), pace(), COST, 2, 100, 1, 20.0)
+    beside = next_part(room(125.0, waiting=80, beside=20), pace(), COST, 2, 10, 2)
+    assert beside.most == next_part(room(250.0), pace(), COST, 2, 100, 1).most
+    shared = next_part(room(250.0, owners=2), pace(), COST, 2, 100, 2)
+    assert shared == next_part(room(250.0), pace(), COST, 2, 100, 1)
 
 
 def test_a_budget_is_not_multiplied_by_the_workers() -> None:
-    assert next_part(room(gpu_left_s=125.0), pace(), COST, 2, 100, 4, 20.0).most == 7
+    assert next_part(room(gpu_left_s=125.0), pace(), COST, 2, 100, 4).most == 7
 
 
 def candidates(number: int, **fields: object) -> list[Candidate]:
