@@ -138,7 +138,8 @@ def _new_database(services: Settings, template: str = "template0") -> Iterator[s
     name = f"test_{uuid.uuid4().hex}"
     server = create_engine(services.require_database_owner(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        # Copying files takes half of the time that the default takes to write all blocks to the log.
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
     try:
         yield name
     finally:
