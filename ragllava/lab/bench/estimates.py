@@ -55,6 +55,7 @@ def _job_row(workload: Workload, texts: Sequence[str], number: int) -> BenchRow:
     estimate = client.questions.estimate(path, SAMPLE, options).estimate
     job = _wait(client, client.questions.submit(path, SAMPLE, options).job_id)
     span, took_s = estimate.time or Span(0.0, 0.0, 0.0), _took(job)
+    workload.progress(f"  {took_s:.2f} s, estimated {span.low_s:.2f} to {span.high_s:.2f} s by {estimate.basis}")
     figures = {
         "low_s": span.low_s,
         "high_s": span.high_s,
@@ -78,10 +79,12 @@ def _limited_rows(workload: Workload, client: Client, texts: Sequence[str]) -> l
         workload.progress(f"estimates: the same with a deadline after {needed_s / 2:.1f} s")
         job_id = client.questions.submit(path, SAMPLE, options, deadline=f"{round(needed_s / 2)}s").job_id
         rows.append(_deadline_row(_wait(client, job_id), style, round(needed_s / 2)))
+        workload.progress(f"  {rows[-1].ours:.2f} s, {rows[-1].figures}")
         if style == "not cut":
             limit_s = round(busy_s / 2, 1)
             job_id = client.questions.submit(path, SAMPLE, options, max_gpu_seconds=limit_s).job_id
             rows.append(_budget_row(_wait(client, job_id), limit_s))
+            workload.progress(f"  {rows[-1].ours:.2f} of {limit_s} GPU seconds, {rows[-1].figures}")
     return rows
 
 
