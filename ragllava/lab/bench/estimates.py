@@ -33,8 +33,7 @@ _POLL_S = 0.05
 
 
 def estimate_rows(workload: Workload) -> list[BenchRow]:
-    """Ten jobs, each estimated before; then a job with half the time that it needs, and one with half the budget."""
-    client = workload.require_client()
+    """Ten jobs, each estimated just before."""
     texts = sample_questions(workload)
     rows = [_job_row(workload, texts, number) for number in range(len(_SHARES))]
     within = sum(row.figures["within"] for row in rows)
@@ -42,7 +41,7 @@ def estimate_rows(workload: Workload) -> list[BenchRow]:
         "estimates", f"estimates, of {len(rows)} jobs within low and high", "wanted", "jobs", within, _WITHIN,
         Wanted(at_least=1.0),
     )  # fmt: skip
-    return [*rows, total, *_limited_rows(workload, client, texts)]
+    return [*rows, total]
 
 
 def _job_row(workload: Workload, texts: Sequence[str], number: int) -> BenchRow:
@@ -67,16 +66,17 @@ def _job_row(workload: Workload, texts: Sequence[str], number: int) -> BenchRow:
     return BenchRow("estimates", name, "expected", "s", took_s, span.expected_s or None, Wanted(), figures)
 
 
-def _limited_rows(workload: Workload, client: Client, texts: Sequence[str]) -> list[BenchRow]:
-    """The job is timed without a limit first, by the same options."""
+def deadline_rows(workload: Workload) -> list[BenchRow]:
+    """A job with half the time that it needs, and one with half the budget. It is timed without a limit first."""
+    client, texts = workload.require_client(), sample_questions(workload)
     rows = []
-    # With one candidate for each question nothing can be cut, so half of them must expire.
+    # With as many candidates as evidence nothing can be cut, so that about half of the questions must expire.
     for style, options in (("cut", _STYLES[1][1]), ("not cut", replace(_STYLES[1][1], top_k=2))):
         path = write_questions(client, f"deadline-{options.top_k}", texts)
-        workload.progress(f"estimates: {len(texts)} questions, top_k {options.top_k}, without a limit")
+        workload.progress(f"deadlines: {len(texts)} questions, top_k {options.top_k}, without a limit")
         free = _wait(client, client.questions.submit(path, SAMPLE, options).job_id)
         needed_s, busy_s = _took(free), _busy(free)
-        workload.progress(f"estimates: the same with a deadline after {needed_s / 2:.1f} s")
+        workload.progress(f"deadlines: the same with a deadline after {needed_s / 2:.1f} s")
         job_id = client.questions.submit(path, SAMPLE, options, deadline=f"{round(needed_s / 2)}s").job_id
         rows.append(_deadline_row(_wait(client, job_id), style, round(needed_s / 2)))
         workload.progress(f"  {rows[-1].ours:.2f} s, {rows[-1].figures}")
@@ -91,12 +91,12 @@ def _limited_rows(workload: Workload, client: Client, texts: Sequence[str]) -> l
 def _deadline_row(job: JobView, style: str, deadline_s: float) -> BenchRow:
     name = f"deadline of half the needed time, depth {style}"
     wanted = Wanted(at_least=1 - _LATE, at_most=1 + _LATE)
-    return BenchRow("estimates", name, "the deadline", "s", _took(job), deadline_s, wanted, _ends(job))
+    return BenchRow("deadlines", name, "the deadline", "s", _took(job), deadline_s, wanted, _ends(job))
 
 
 def _budget_row(job: JobView, limit_s: float) -> BenchRow:
     wanted = Wanted(at_least=1 - _LATE, at_most=1 + _LATE)
-    return BenchRow("estimates", "half the needed budget", "the budget", "s", _busy(job), limit_s, wanted, _ends(job))
+    return BenchRow("deadlines", "half the needed budget", "the budget", "s", _busy(job), limit_s, wanted, _ends(job))
 
 
 def _ends(job: JobView) -> dict[str, float]:

@@ -25,6 +25,7 @@ from ragllava.stores.jobs.timings import EarlierJob, OpenJob
 
 _DEVIATIONS = 2.0
 _LIKE_JOBS = 0.15  # standard deviation of the logarithm between jobs that are alike
+_USUAL, _USUAL_WEIGHT = 0.25, 2  # that of jobs on a machine with other work, and how many jobs it counts as
 _OTHER_ARCHIVE = 0.35
 _SAMPLE = 0.25
 _PER_SIZE = 0.2  # more, for each factor of e between the numbers of questions
@@ -173,15 +174,17 @@ def _of_job(job: EarlierJob, questions: int) -> _Measured:
 
 
 def _combined(measured: Sequence[_Measured]) -> Span | None:
-    """Seconds of a question: the mean by precision; the range has the spread of what was measured, that of a new job,
-    and the uncertainty of the mean."""
+    """Seconds of a question: the mean by precision, and a range of the spread between jobs and the uncertainty of the
+    mean. The spread is that of the measurements, and while these are few, what is usual."""
     if not measured:
         return None
     weights = [1 / one_of.variance for one_of in measured]
     total = sum(weights)
     mean = sum(weight * one_of.log_s for weight, one_of in zip(weights, measured, strict=True)) / total
-    spread = sum(weight * (one_of.log_s - mean) ** 2 for weight, one_of in zip(weights, measured, strict=True)) / total
-    deviation = math.sqrt(_LIKE_JOBS**2 + spread + 1 / total)
+    number = len(measured)
+    squares = sum(weight * (one_of.log_s - mean) ** 2 for weight, one_of in zip(weights, measured, strict=True))
+    spread = (_USUAL_WEIGHT * _USUAL**2 + number * squares / total) / (_USUAL_WEIGHT + number - 1)
+    deviation = math.sqrt(max(_LIKE_JOBS**2, spread) + 1 / total)
     return Span(*(math.exp(mean + sign * _DEVIATIONS * deviation) for sign in (-1, 0, 1)))
 
 
