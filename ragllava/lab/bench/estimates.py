@@ -76,9 +76,10 @@ def deadline_rows(workload: Workload) -> list[BenchRow]:
         workload.progress(f"deadlines: {len(texts)} questions, top_k {options.top_k}, without a limit")
         free = _wait(client, client.questions.submit(path, SAMPLE, options).job_id)
         needed_s, busy_s = _took(free), _busy(free)
-        workload.progress(f"deadlines: the same with a deadline after {needed_s / 2:.1f} s")
-        job_id = client.questions.submit(path, SAMPLE, options, deadline=f"{round(needed_s / 2)}s").job_id
-        rows.append(_deadline_row(_wait(client, job_id), style, round(needed_s / 2)))
+        deadline_s = max(1, round(needed_s / 2))
+        workload.progress(f"deadlines: it took {needed_s:.1f} s; the same with a deadline after {deadline_s} s")
+        job_id = client.questions.submit(path, SAMPLE, options, deadline=f"{deadline_s}s").job_id
+        rows.append(_deadline_row(_wait(client, job_id), style, deadline_s))
         workload.progress(f"  {rows[-1].ours:.2f} s, {rows[-1].figures}")
         if style == "not cut":
             limit_s = round(busy_s / 2, 1)
@@ -127,9 +128,13 @@ def _busy(job: JobView) -> float:
 
 
 def _wait(client: Client, job_id: int) -> JobView:
-    """The job when it has ended; also one with expired questions."""
+    """The job when it has ended; also one with expired questions. Raises JobRefused for one with other failures."""
     job = client.jobs.wait(job_id, poll_s=_POLL_S)
-    if job.state not in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS):
+    good = ("answered", "no_evidence", "expired")
+    if (
+        job.state is JobState.CANCELLED
+        or sum(job.progress.by_status.get(status, 0) for status in good) != job.progress.total
+    ):
         raise JobRefused(f"job {job_id} of the benchmark ended as {job.state}: {job.error}")
     time.sleep(_POLL_S)  # so that the worker is free again
     return job

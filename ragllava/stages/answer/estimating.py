@@ -178,11 +178,11 @@ def _combined(measured: Sequence[_Measured]) -> Span | None:
     mean. The spread is that of the measurements, and while these are few, what is usual."""
     if not measured:
         return None
-    weights = [1 / one_of.variance for one_of in measured]
+    weights = [1 / item.variance for item in measured]
     total = sum(weights)
-    mean = sum(weight * one_of.log_s for weight, one_of in zip(weights, measured, strict=True)) / total
+    mean = sum(weight * item.log_s for weight, item in zip(weights, measured, strict=True)) / total
     number = len(measured)
-    squares = sum(weight * (one_of.log_s - mean) ** 2 for weight, one_of in zip(weights, measured, strict=True))
+    squares = sum(weight * (item.log_s - mean) ** 2 for weight, item in zip(weights, measured, strict=True))
     spread = (_USUAL_WEIGHT * _USUAL**2 + number * squares / total) / (_USUAL_WEIGHT + number - 1)
     deviation = math.sqrt(max(_LIKE_JOBS**2, spread) + 1 / total)
     return Span(*(math.exp(mean + sign * _DEVIATIONS * deviation) for sign in (-1, 0, 1)))
