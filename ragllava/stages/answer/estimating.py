@@ -227,7 +227,8 @@ def _wall(busy: Span, slots: int, before_s: float, start_s: float, settings: Set
 
 def _with_assumptions(made: Estimate, profile: str | None, is_foreign: bool) -> Estimate:
     """The same with a sentence for each assumption."""
-    said = [f"counted: {made.questions:,} valid questions, at most {made.candidates:,} candidate pictures for each"]
+    asked = f"{made.questions:,} valid {'question' if made.questions == 1 else 'questions'}"
+    said = [f"counted: {asked}, at most {made.candidates:,} candidate pictures for each"]
     match made.basis:
         case "jobs":
             where = "jobs of other archives" if is_foreign else "jobs of this archive"
