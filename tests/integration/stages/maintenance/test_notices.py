@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -50,13 +51,21 @@ class MailServer:
         return answer
 
 
+class AnyPort(Controller):
+    """Listens on a port that is free."""
+
+    def _trigger_server(self) -> None:
+        assert isinstance(self.server, asyncio.Server)
+        self.port = self.server.sockets[0].getsockname()[1]
+        super()._trigger_server()
+
+
 @pytest.fixture
 def mail() -> Iterator[MailServer]:
     server = MailServer()
-    controller = Controller(server, hostname="127.0.0.1", port=0)
+    controller = AnyPort(server, hostname="127.0.0.1", port=0)
     controller.start()
-    assert controller.server is not None
-    server.port = controller.server.sockets[0].getsockname()[1]
+    server.port = controller.port
     try:
         yield server
     finally:
