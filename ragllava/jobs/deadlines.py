@@ -23,6 +23,7 @@ _DURATION = re.compile(r"(?:(\d{1,4})d)?(?:(\d{1,5})h)?(?:(\d{1,6})m)?(?:(\d{1,8
 _CLOCK = re.compile(r"\d{1,2}:\d{2}")
 LONGEST_S = 366 * 86_400.0
 _LONGEST_LOOK_S = 15.0
+_OFTEN_S = 0.2  # between two looks at a budget that is nearly used up
 _EXPIRABLE = (JobState.RUNNING, JobState.PAUSED)
 
 
@@ -62,7 +63,7 @@ class Room:
     @property
     def next_look_s(self) -> float:
         """After how many seconds a limit may be reached; a budget is looked at twice as often as it could be."""
-        budget_s = None if self.gpu_left_s is None else max(1.0, self.gpu_left_s / (2 * max(1, self.running)))
+        budget_s = None if self.gpu_left_s is None else max(_OFTEN_S, self.gpu_left_s / (2 * max(1, self.running)))
         looks = [left for left in (self.left_s, budget_s) if left is not None]
         return min([_LONGEST_LOOK_S, *looks])
 

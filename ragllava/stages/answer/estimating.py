@@ -19,6 +19,7 @@ from ragllava.jobs.kinds import ANSWER
 from ragllava.json_records import from_json, to_json
 from ragllava.records import AnswerOptions, Priority, Retrieval
 from ragllava.settings import Settings
+from ragllava.stages.answer.sharing import distinct_images, pool_size
 from ragllava.stages.answer.splitting import MOST_BY_CAPTION, Cost, shard_seconds
 from ragllava.stores.jobs import timings
 from ragllava.stores.jobs.timings import EarlierJob, OpenJob
@@ -49,22 +50,12 @@ class TimedSample:
         distinct ones are expected as if each pair drew one from a pool, whose size the sample tells."""
         per_question = self.pairs / self.questions
         pace = self.seconds / max(1e-9, self._cost(self.questions, self.images))
-        return pace * self._cost(number, _distinct(self._pool(), per_question * number))
+        pool = pool_size(self.images, self.pairs)
+        return pace * self._cost(number, distinct_images(pool, per_question * number))
 
     def _cost(self, questions: int, images: float) -> float:
         pairs = self.pairs / self.questions * questions
         return self.cost.image * images + self.cost.pair * pairs + self.cost.question * questions
-
-    def _pool(self) -> float:
-        low, high = float(max(1, self.images)), 1e9
-        for _ in range(60):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if _distinct(middle, self.pairs) < self.images else (low, middle)
-        return high
-
-
-def _distinct(pool: float, draws: float) -> float:
-    return pool * -math.expm1(-draws / pool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ragllava.jobs.deadlines import Room
 from ragllava.records import AnswerOptions
+from ragllava.stages.answer.sharing import distinct_images, pool_size
 from ragllava.stages.answer.splitting import Cost
 
 _KEPT = 512  # questions by which it is known how many candidates are reranked
 _DECAY = 0.5  # the weight of earlier parts in the moving averages
-_SHARE = 4  # a part takes at most this part of what is left
+_SHARE = 0.6  # of what is left, that a part takes at most: larger parts share more pictures, smaller ones risk less
 _RESERVE = 0.97  # of the time that is left: the rest is for what the forecast does not know
 
 
@@ -28,7 +29,7 @@ class DepthPace:
     """What questions with the same options have cost in this process. `seconds_per_cost` counts what was reranked."""
 
     seconds_per_cost: float | None = None
-    images_per_pair: float = 1.0  # how many of the pairs needed the prefix of another image
+    log_pool: float = 0.0  # of the images that the questions share (sharing.py)
     pairs: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT))  # that each question needs
 
     def learn(self, seconds: float, reranked: Sequence[Sequence[int]], cost: Cost, cut: Iterable[bool]) -> None:
@@ -37,12 +38,10 @@ class DepthPace:
         spent = cost.of(reranked)
         if spent <= 0 or seconds <= 0:
             return
-        number = sum(map(len, reranked))
-        shared = len({image for row in reranked for image in row}) / number if number else 1.0
-        first = self.seconds_per_cost is None
-        self.images_per_pair = shared if first else _DECAY * self.images_per_pair + (1 - _DECAY) * shared
-        measured = seconds / spent
+        distinct = {image for row in reranked for image in row}
+        log_pool, measured = math.log(pool_size(len(distinct), sum(map(len, reranked)))), seconds / spent
         before = self.seconds_per_cost
+        self.log_pool = log_pool if before is None else _DECAY * self.log_pool + (1 - _DECAY) * log_pool
         self.seconds_per_cost = measured if before is None else _DECAY * before + (1 - _DECAY) * measured
         self.pairs += [
             self._needed(len(row)) if is_cut else len(row) for row, is_cut in zip(reranked, cut, strict=True)
@@ -53,12 +52,14 @@ class DepthPace:
         beyond = [pairs for pairs in self.pairs if pairs > number]
         return round(sum(beyond) / len(beyond)) if beyond else number + 1
 
-    def seconds(self, cost: Cost, most: int | None = None) -> float | None:
-        """Seconds of a question of which at most so many candidates are reranked; None while that is not known."""
+    def seconds(self, cost: Cost, questions: int, most: int | None = None) -> float | None:
+        """Seconds of so many questions together, of which at most so many candidates are reranked each; None while that
+        is not known."""
         if self.seconds_per_cost is None or not self.pairs:
             return None
-        pairs = sum(number if most is None else min(number, most) for number in self.pairs) / len(self.pairs)
-        return self.seconds_per_cost * ((cost.pair + cost.image * self.images_per_pair) * pairs + cost.question)
+        each = sum(number if most is None else min(number, most) for number in self.pairs) / len(self.pairs)
+        images = distinct_images(math.exp(self.log_pool), each * questions)
+        return self.seconds_per_cost * (cost.image * images + (cost.pair * each + cost.question) * questions)
 
 
 def depth_key(options: AnswerOptions) -> Hashable:
@@ -80,18 +81,17 @@ def next_part(room: Room, pace: DepthPace, cost: Cost, top_n: int, own: int, slo
     `slots` are those of all workers; a job has its owner's share of them. While the pace is not known, a few questions
     are answered by which it is learned.
     """
-    full_s = pace.seconds(cost)
+    full_s = pace.seconds(cost, own)
     if full_s is None:
         return Part(0, None)
     mine = max(1, room.running, slots // room.owners)
     left = [left for left in (_times(room.left_s, mine), room.gpu_left_s) if left is not None]
     open_inputs = max(1.0, own + room.waiting + room.beside / 2)  # half of what others run is done, on average
-    each_s = max(0.0, min(left) * _RESERVE / open_inputs) if left else full_s
-    most = None if full_s <= each_s else _deepest(pace, cost, top_n, each_s)
-    question_s = max(1e-6, pace.seconds(cost, most) or full_s)
+    own_s = max(0.0, min(left, default=math.inf) * _RESERVE * own / open_inputs)
+    most = None if full_s <= own_s else _deepest(pace, cost, top_n, own, own_s)
     ends = [end for end in (room.left_s, _over(room.gpu_left_s, mine)) if end is not None]
-    part_s = min(ends, default=math.inf) / _SHARE
-    return Part(max(1, int(min(own, part_s / question_s))), most)
+    part_s = _SHARE * min(ends, default=math.inf)
+    return Part(_largest(1, own, lambda number: (pace.seconds(cost, number, most) or 0.0) <= part_s), most)
 
 
 def _times(value: float | None, factor: int) -> float | None:
@@ -102,13 +102,15 @@ def _over(value: float | None, divisor: int) -> float | None:
     return None if value is None else value / divisor
 
 
-def _deepest(pace: DepthPace, cost: Cost, top_n: int, each_s: float) -> int:
-    """The largest number of candidates that takes at most so many seconds, and at least `top_n`."""
-    low, high = top_n, max(top_n, *pace.pairs)
+def _deepest(pace: DepthPace, cost: Cost, top_n: int, questions: int, at_most_s: float) -> int:
+    """The largest number of candidates for each question that takes at most so many seconds, and at least `top_n`."""
+    high = max(top_n, *pace.pairs)
+    return _largest(top_n, high, lambda most: (pace.seconds(cost, questions, most) or 0.0) <= at_most_s)
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from `low` to `high` that fits, where a smaller one fits as well; `low` if none does."""
     while low < high:
         middle = (low + high + 1) // 2
-        if (pace.seconds(cost, middle) or 0.0) <= each_s:
-            low = middle
-        else:
-            high = middle - 1
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
