@@ -41,6 +41,7 @@ class AnswerStatus(StrEnum):
     NO_EVIDENCE = "no_evidence"  # no candidate reached the threshold; nothing is invented
     FAILED = "failed"  # this question cannot be answered, and a retry would not help
     DEAD = "dead"  # its shard killed or failed its workers too often, even alone
+    EXPIRED = "expired"  # the deadline or the budget of its job was reached before
     CANCELLED = "cancelled"
 
 
@@ -53,6 +54,7 @@ class Change(StrEnum):
     GENERATOR = "generator"
     PROMPT = "prompt"
     THRESHOLD = "threshold"
+    DEPTH = "depth"  # a limit of the earlier job cut the candidates that were reranked
     UNKNOWN = "unknown"  # the earlier job has no answer, or did not store what it was made from
 
 

@@ -183,6 +183,32 @@ class Settings(BaseSettings):
         "them back to `/console/sign-in/provider/return` below it. Not set: the address that the browser has used.",
     )
 
+    notify_rules: str = Field(
+        default="",
+        description="Who is told of what: `event=mailto:address` or `event=https://…`, separated by commas or lines; "
+        "`event:archive=…` for an archive alone. Events are `job_ended`, `job_failed`, `training_refused`, `gap_found` "
+        "and `disk_low`.",
+    )
+    notify_secret: SecretStr | None = Field(
+        default=None,
+        description="Secret by which webhooks of `RAGLLAVA_NOTIFY_RULES` are signed: `whsec_` and base64. Their hosts "
+        "are named in `RAGLLAVA_WEBHOOK_HOSTS`.",
+    )
+    smtp_host: str | None = Field(
+        default=None, description="Mail server: `host` or `host:port`. Not set: no mails are sent."
+    )
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls", description="How the connection to the mail server is encrypted."
+    )
+    smtp_user: str | None = Field(default=None, description="User at the mail server. Not set: no sign-in.")
+    smtp_password: SecretStr | None = Field(default=None, description="Password of this user.")
+    smtp_sender: str | None = Field(default=None, description="Address from which mails are sent.")
+    disk_low_gib: float = Field(
+        default=5.0,
+        ge=0,
+        description="GiB of free disk of the home below which `disk_low` is told by the maintenance worker. 0: never.",
+    )
+
     metrics_host: str = Field(
         default="127.0.0.1", description="Address on which `ragllava serve` listens for Prometheus, at `/metrics`."
     )

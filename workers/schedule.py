@@ -11,13 +11,14 @@ import threading
 import time
 
 from ragllava.errors import ServiceUnavailable
-from ragllava.jobs.ending import end_jobs
+from ragllava.jobs.ending import end_jobs, expire_due_jobs
 from ragllava.jobs.isolation import Isolation
 from ragllava.stages.batches.process import process_batches
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.erasing.steps import Eraser
 from ragllava.stages.maintenance.schedules import fire_due
+from ragllava.stages.notices.deliver import process_notices
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.webhooks.deliver import deliver_due
 from ragllava.stores.database import in_transaction
@@ -31,6 +32,7 @@ from workers.runtime import runtime
 log = logging.getLogger(__name__)
 
 TICK_STEPS = (
+    "deadlines",
     "dispatch",
     "trainings",
     "schedules",
@@ -44,6 +46,7 @@ TICK_STEPS = (
     "removals",
     "requests",
     "webhooks",
+    "notices",
 )
 _REQUESTS_KEPT_S = 3_600.0
 
@@ -85,6 +88,7 @@ def run_tick() -> None:
     """Any number of ticks may run at once: every step is safe to repeat, and one that fails holds up no other."""
     process = runtime()
     steps = Isolation(process.engine, "tick", TICK_STEPS)
+    steps.run("deadlines", expire_due_jobs, process.engine)
     steps.run("dispatch", dispatch_now, process.engine, process.settings)
     # Each may take minutes (thousands of objects; a large result), and the next tick must not wait for it.
     if _processing.acquire(blocking=False):
@@ -134,10 +138,12 @@ def _finish_jobs() -> None:
 
 
 def _deliver() -> None:
-    """Tell webhooks of ended jobs; a host that does not answer holds nothing else up."""
+    """Tell webhooks of ended jobs, and people what the rules say; a host that does not answer holds nothing else up."""
     try:
         process = runtime()
-        Isolation(process.engine, "tick", TICK_STEPS).run("webhooks", deliver_due, process.engine, process.settings)
+        steps = Isolation(process.engine, "tick", TICK_STEPS)
+        steps.run("webhooks", deliver_due, process.engine, process.settings)
+        steps.run("notices", process_notices, process.engine, process.settings)
     except ServiceUnavailable as error:
         log.warning(str(error), extra={"action": "webhooks_not_sent"})
     finally:

@@ -31,7 +31,7 @@ from ragllava.cli.terminal import echo
 from ragllava.records import PRIORITIES
 
 if TYPE_CHECKING:
-    from ragllava.client import JobView
+    from ragllava.client import AnswerOptions, Client, JobView
 
 
 @click.command()
@@ -43,6 +43,19 @@ if TYPE_CHECKING:
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
 @name_option
 @priority_option
+@click.option(
+    "--estimate", "only_estimate", is_flag=True, help="Only show how long the job would take; submit nothing."
+)
+@click.option(
+    "--deadline",
+    metavar="TIME|DURATION",
+    help="What is not answered by then ends as expired: 2h, 1h30m, 18:00 or 2027-01-31T18:00.",
+)
+@click.option(
+    "--max-gpu-seconds",
+    type=NumberRange(min=0, min_open=True),
+    help="What is not answered when workers were busy with the job for so long, together, ends as expired.",
+)
 @wait_option
 @json_option
 def submit(
@@ -54,6 +67,9 @@ def submit(
     key: str | None,
     name: str | None,
     priority: str,
+    only_estimate: bool,
+    deadline: str | None,
+    max_gpu_seconds: float | None,
     wait: bool,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
@@ -69,6 +85,9 @@ def submit(
         if after_ingest:
             wait_for_ingest(client, archive)
         warn_about_archive(client, archive)
+        if only_estimate:
+            _print_estimate(client, file, archive, options, priority, as_json)
+            return
         with advising(skip_invalid, "submitted", "submits"):
             content = input_file(file)
             queued = client.questions.submit(
@@ -79,6 +98,8 @@ def submit(
                 idempotency_key=key,
                 name=name,
                 priority=PRIORITIES[priority],
+                deadline=deadline,
+                max_gpu_seconds=max_gpu_seconds,
             )
         for note in queued.notes:
             echo(f"{file}: {note}", err=True)
@@ -86,6 +107,16 @@ def submit(
         state = "queued" if queued.is_new else "was submitted before under this key"
         title = f"questions to {archive}"
         follow(client, queued.job_id, title, wait=wait, as_json=as_json, state=state, is_new=queued.is_new)
+
+
+def _print_estimate(
+    client: Client, file: Path, archive: str, options: AnswerOptions, priority: str, as_json: bool
+) -> None:
+    from ragllava.client.reporting import estimate_lines
+
+    checked = client.questions.estimate(input_file(file), archive, options, priority=PRIORITIES[priority])
+    print_lines(file, checked.errors, "invalid")
+    print_result(checked.estimate, estimate_lines(checked.estimate), as_json)
 
 
 @click.command()

@@ -18,6 +18,7 @@ from ragllava.client.access.files import Files
 from ragllava.client.access.provider import Arrival, Departure
 from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.backups import Backups
+from ragllava.client.checking import Checked
 from ragllava.client.connections import Connections
 from ragllava.client.health import Check, Health, Severity
 from ragllava.client.jobs import Jobs, is_success, pause_between_views, seconds_left
@@ -28,7 +29,7 @@ from ragllava.client.learning.reviewing import Reviewing, ReviewProgress
 from ragllava.client.learning.reviews import Reviews
 from ragllava.client.metrics import ALL_METRICS, Metrics
 from ragllava.client.pictures import Pictures
-from ragllava.client.questions import Checked, Estimate, Questions, SavedResults
+from ragllava.client.questions import Questions, SavedResults
 from ragllava.client.requests import Document, Requests
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
@@ -53,6 +54,7 @@ from ragllava.records import (
     Verdict,
 )
 from ragllava.settings import Settings
+from ragllava.stages.answer.estimating import Estimate, EstimateOutcome
 from ragllava.stages.answer.question_files import asked_in
 from ragllava.stages.backup.backup import Made as MadeBackup
 from ragllava.stages.backup.restore import Restored as RestoredBackup
@@ -135,6 +137,7 @@ __all__ = [
     "Duplicates",
     "ErasureView",
     "Estimate",
+    "EstimateOutcome",
     "Fault",
     "FoundImage",
     "Health",

@@ -4,42 +4,38 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from sqlalchemy import Connection
 
 from ragllava.client.archives import Archives
-from ragllava.client.connections import Namespace, forwarded
+from ragllava.client.checking import Deadline, QuestionFiles, Where, with_filter
+from ragllava.client.connections import forwarded
 from ragllava.client.jobs import Count, Jobs
 from ragllava.client.pictures import Pictures
 from ragllava.client.reporting import report_figures, report_rows, report_title, summarise
-from ragllava.client.sources import Source, folder_of, read_source
-from ragllava.errors import AnswerTimeout, LineError, UsageError
+from ragllava.client.sources import Source, folder_of
+from ragllava.errors import AnswerTimeout, UsageError
 from ragllava.evaluation.metrics import JobFigures
-from ragllava.filters import joined_filters, parse_where
 from ragllava.jobs import control
 from ragllava.jobs.control import ASKED, WITH_PICTURES
 from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
 from ragllava.settings import Settings
-from ragllava.stages.answer.asked_pictures import AskedPictures, CountBytes, read_picture_file
+from ragllava.stages.answer.asked_pictures import CountBytes, read_picture_file
 from ragllava.stages.answer.question_files import (
     MAX_QUESTION_CHARACTERS,
     WITHOUT_TEXT,
     QuestionFile,
-    StorePicture,
 )
-from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stages.answer.submit import (
     Submission,
     Submitted,
     answered_lines,
-    check_questions,
     submit_questions,
     submit_refresh,
 )
@@ -49,10 +45,9 @@ from ragllava.stages.results.finalize import ResultPage, result_page, result_row
 from ragllava.stages.results.kept import fetch_or_make
 from ragllava.stages.results.report import MAX_CARDS, page_paths, require_own_report, write_report
 from ragllava.stages.results.results import ResultRow, require_same_job, write_errors, write_results
-from ragllava.stores.access.uploads import get_upload
 from ragllava.stores.database import read_at_once
 from ragllava.stores.jobs.earlier_answers import comparable_jobs
-from ragllava.stores.jobs.result_pages import ResultQuery, failures_by_code, paces
+from ragllava.stores.jobs.result_pages import ResultQuery, failures_by_code
 
 if TYPE_CHECKING:
     from ragllava.stages.answer.changes import OnProgress, RefreshPlan
@@ -61,7 +56,6 @@ if TYPE_CHECKING:
 _RESULT_FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 Picture = str | Path | bytes  # an address (stages/answer/asked_pictures.py), a file of this machine, its bytes
-Where = str | Iterable[str] | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,36 +66,7 @@ class SavedResults:
     errors: int
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Seconds that a job may take from its start, at the pace of the last `jobs` of its archive."""
-
-    low_s: float
-    expected_s: float
-    high_s: float
-    jobs: int
-
-    @classmethod
-    def of(cls, file: QuestionFile, seconds: Sequence[float]) -> Estimate | None:
-        """None without a job to go by; `seconds` are those of a question in each."""
-        if not seconds:
-            return None
-        number = len(file.valid)
-        return cls(number * min(seconds), number * median(seconds), number * max(seconds), len(seconds))
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What is in a question file: its lines, the valid questions, every error. `estimate` None: nothing to go by."""
-
-    total: int
-    valid: list[Question]
-    errors: list[LineError]
-    notes: tuple[str, ...]
-    estimate: Estimate | None
-
-
-class Questions(Namespace):
+class Questions(QuestionFiles):
     """Question files, single questions and their results."""
 
     def submit(  # noqa: PLR0913 - each is an option of `ragllava submit`
@@ -115,6 +80,8 @@ class Questions(Namespace):
         idempotency_key: str | None = None,
         name: str | None = None,
         priority: Priority = Priority.NORMAL,
+        deadline: Deadline = None,
+        max_gpu_seconds: float | None = None,
         admitted: Callable[[int], AbstractContextManager[None]] = lambda lines: nullcontext(),
         count_bytes: CountBytes | None = None,
     ) -> Submitted:
@@ -122,35 +89,27 @@ class Questions(Namespace):
 
         The same key with the same questions makes one job.
 
-        A row is a question, or a record with the keys of a line of a file. The job is made inside
-        `admitted(lines)`; `count_bytes` is called before each picture is stored. `name` is what the lists of jobs call
-        it.
-        `where` is a filter beside that of the options: an object, a condition as text, or several of these texts
-        (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
-        an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
+        A row is a question, or a record with the keys of a line of a file. The job is made inside `admitted(lines)`;
+        `count_bytes` is called before each picture is stored. `name` is what the lists of jobs call it. `where` is a
+        filter beside that of the options: an object, a condition as text, or several of these texts
+        (ragllava/filters.py). What is not answered by the `deadline` (a time, a duration, or a text such as `2h` or
+        `18:00`), or when workers have been busy with the job for `max_gpu_seconds`, ends as expired. Raises
+        InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for an unknown archive, options
+        out of range, a wrong filter, and a key that belongs to other questions.
         """
-        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
+        how = Submission(
+            archive,
+            with_filter(options, where),
+            skip_invalid,
+            idempotency_key,
+            priority,
+            name=name,
+            limits=self._limits(deadline, max_gpu_seconds),
+        )
         with self._asked_pictures(archive, folder_of(source), count_bytes).storing() as store_picture:
             file = self._file(source, store_picture)
         with admitted(len(file.lines)):
             return self._queue(submit_questions, file, how)
-
-    def check(
-        self,
-        source: str | Path | bytes,
-        archive: str,
-        options: AnswerOptions | None = None,
-        *,
-        where: Where = None,
-    ) -> Checked:
-        """What `submit` would find in a question file, and about how long its job would take; creates nothing.
-
-        Raises InvalidInput when the whole file cannot be read, UsageError as `submit`.
-        """
-        file = self._file(source, self._asked_pictures(archive, folder_of(source)).check)
-        _, _, checked = self._do(check_questions, file, Submission(archive, _with_filter(options, where)))
-        pace = self._of_archive(archive, paces)
-        return Checked(len(checked.lines), checked.valid, checked.errors, checked.notes, Estimate.of(checked, pace))
 
     def ask(
         self,
@@ -195,7 +154,7 @@ class Questions(Namespace):
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
         sha256 = None if picture is None else self.store_picture(picture, archive, count_bytes)
         file = QuestionFile(ASKED, [Question(0, 1, "ask", text, picture=sha256)])
-        how = Submission(archive, _with_filter(options, where), priority=Priority.URGENT)
+        how = Submission(archive, with_filter(options, where), priority=Priority.URGENT)
         return self._queue(submit_questions, file, how).job_id
 
     def store_picture(self, picture: Picture, archive: str, count_bytes: CountBytes | None = None) -> str:
@@ -207,28 +166,6 @@ class Questions(Namespace):
         if isinstance(picture, Path):
             picture = read_picture_file(picture)
         return pictures.store_bytes(picture) if isinstance(picture, bytes) else pictures.store(picture)
-
-    def _file(self, source: Source, store_picture: StorePicture) -> QuestionFile:
-        """What was sent; callers of the HTTP API gave its name and no folder."""
-        file = read_source(source, store_picture)
-        if self._connections.for_tenants and isinstance(source, str | Path):
-            return replace(file, name=Path(source).name)
-        return file
-
-    def _asked_pictures(
-        self, archive: str, folder: Path | None, count_bytes: CountBytes | None = None
-    ) -> AskedPictures:
-        """Where questions may have their pictures from; callers of the HTTP API read no files of the server."""
-        connections = self._connections
-        return AskedPictures(
-            connections.engine,
-            connections.objects,
-            archive,
-            RemotePictures.of(connections.settings),
-            upload=lambda file_id: self._do(get_upload, file_id),
-            folder=None if connections.for_tenants else folder,
-            count_bytes=count_bytes,
-        )
 
     def results(self, job_id: int, *, with_metadata: bool = False) -> Iterator[ResultRow]:
         """A row for each input line that has an outcome, in input order; with the metadata that its evidence has now.
@@ -381,11 +318,6 @@ def _refresh(connection: Connection, settings: Settings, job_id: int, count: Cou
     if is_new and count is not None:  # which questions have changed, the workers find out
         count(connection, answered_lines(control.view(connection, job_id)))
     return refresh_id, is_new
-
-
-def _with_filter(options: AnswerOptions | None, where: Where) -> AnswerOptions:
-    options = options or AnswerOptions()
-    return replace(options, filter=joined_filters(options.filter, parse_where(where)))
 
 
 def _first_result(connection: Connection, job_id: int) -> ResultRow:

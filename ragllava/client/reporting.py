@@ -8,6 +8,7 @@ from pathlib import PurePath
 from ragllava.evaluation.metrics import JobFigures, is_right
 from ragllava.jobs.control import JobView
 from ragllava.records import AnswerStatus, KnownAnswer
+from ragllava.stages.answer.estimating import Estimate, EstimateOutcome, compare_estimate, stored_estimate
 from ragllava.stages.results.report import Figure, ReportRow, ReportSummary
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.jobs.refreshes import RefreshView
@@ -27,6 +28,7 @@ def summarise(
         figures=figures,
         caution=caution,
         refresh=refresh_line(job.refresh) if job.refresh else None,
+        plan="; ".join(filter(None, (estimate_line(job), *limit_lines(job)))) or None,
         all_pages=f"ragllava report {job.job_id} --all-pages",
         job_id=job.job_id,
         all_results=f"ragllava results {job.job_id} -o results.jsonl",
@@ -77,3 +79,59 @@ def refresh_line(refresh: RefreshView) -> str:
 def reasons(because: Mapping[str, int]) -> str:
     """` (captions 1, pictures 2)`; empty without any."""
     return f" ({', '.join(f'{name} {number}' for name, number in because.items())})" if because else ""
+
+
+def estimate_outcome(job: JobView) -> EstimateOutcome | None:
+    """The estimate of an answer job beside what came out, when it has ended; None without an estimate."""
+    return compare_estimate(job.estimate, job.timing)
+
+
+def estimate_line(job: JobView) -> str | None:
+    """`estimated 40 s to 62 s, expected 50 s; took 47 s, 6 % less than expected`; None without an estimate."""
+    estimate, outcome = stored_estimate(job.estimate), estimate_outcome(job)
+    if estimate is None:
+        return None
+    time = estimate.time
+    line = "estimated: unknown" if time is None else (
+        f"estimated {duration(time.low_s)} to {duration(time.high_s)}, expected {duration(time.expected_s)}"
+    )  # fmt: skip
+    if outcome is None:
+        return line
+    took = f"{line}; took {duration(outcome.took_s)}"
+    if outcome.error is None:
+        return took
+    within = "within the range" if outcome.is_within else "outside the range"
+    return f"{took}, {abs(outcome.error):.0%} {'more' if outcome.error > 0 else 'less'} than expected, {within}"
+
+
+def limit_lines(job: JobView) -> Iterator[str]:
+    """The limits of a job, and what they have cut."""
+    if job.deadline_at is not None:
+        yield f"deadline {job.deadline_at.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    if job.max_gpu_s is not None:
+        yield f"budget {job.max_gpu_s:g} GPU seconds"
+    timing = job.timing or {}
+    if timing.get("busy_s"):
+        yield f"used {timing['busy_s']:.1f} GPU seconds"
+    if timing.get("cut_to") is not None:
+        yield f"depth cut to {timing['cut_to']} candidates for some questions"
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def estimate_lines(estimate: Estimate) -> Iterator[str]:
+    """An estimate with its assumptions, a line for each."""
+    time, busy = estimate.time, estimate.busy
+    if time is None:
+        yield "time: unknown"
+    else:
+        yield f"time: {duration(time.low_s)} to {duration(time.high_s)}, expected {duration(time.expected_s)}"
+    if busy is not None:
+        yield (f"GPU seconds of all workers: {busy.low_s:.3g} to {busy.high_s:.3g}, expected {busy.expected_s:.3g}")
+    yield from (f"  {assumption}" for assumption in estimate.assumptions)

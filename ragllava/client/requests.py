@@ -15,7 +15,8 @@ from ragllava.errors import AnswerTimeout, Conflict, JobRefused, NotFound, Ragll
 from ragllava.filters import parse_where
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.json_records import from_json, to_json
-from ragllava.records import AnswerOptions, FoundImage, RequestStatus, Retrieval, StoredImage
+from ragllava.records import AnswerOptions, FoundImage, Question, RequestStatus, Retrieval, StoredImage
+from ragllava.stages.answer.estimating import TimedSample
 from ragllava.stages.answer.submit import check_options
 from ragllava.stages.requests.scoring import ScorePair, ScoreRequest, Scores
 from ragllava.stages.requests.submit import submit_request
@@ -39,7 +40,8 @@ class Document:
 
 
 class Requests(Namespace):
-    """Relevances and searches. Each waits for an answer worker, and raises AnswerTimeout when none is free in time."""
+    """Relevances, searches and timed samples. Each waits for an answer worker, and raises AnswerTimeout when none is
+    free in time."""
 
     def relevances(
         self, pairs: Sequence[tuple[str, Document]], archive_id: int | None, timeout_s: float = 120.0
@@ -82,6 +84,19 @@ class Requests(Namespace):
         body = {"text": text, "options": to_json(options)} | ({"picture": picture} if picture else {})
         result = self._run(Operation.SEARCH, body, archive_id, timeout_s)
         return read_at_once(self._connections.engine, _with_images, result["found"])
+
+    def time_questions(
+        self, name: str, questions: Sequence[Question], options: AnswerOptions, timeout_s: float = 120.0
+    ) -> TimedSample:
+        """How long a worker takes for these questions, at most 64 of them: it answers them, and stores no answer.
+
+        Raises UsageError, JobRefused.
+        """
+        asked = [Question(number, question.line, question.custom_id, question.text, question.filter)
+                 for number, question in enumerate(questions)]  # fmt: skip
+        body = {"options": to_json(options), "questions": to_json(asked)}
+        archive_id = self._of_archive(name, _check_filter, name, options)
+        return from_json(TimedSample, self._run(Operation.TIME, body, archive_id, timeout_s))
 
     def stored_documents(self, image_ids: Sequence[int]) -> dict[int, Document]:
         """Stored pictures with their captions, by id. Raises NotFound for one that is not there, or not visible."""

@@ -15,6 +15,7 @@ from ragllava.stores.jobs.workers import list_workers
 from ragllava.stores.maintenance import ticks
 from ragllava.stores.maintenance.erasures import list_erasures
 from ragllava.stores.maintenance.faults import list_faults
+from ragllava.stores.maintenance.notices import list_mailings
 
 
 def _events(connection: Connection) -> dict[str, int]:
@@ -40,6 +41,7 @@ class System(Namespace):
     events = forwarded(_events)
     last_tick_age_s = forwarded(_last_tick_age_s)
     erasures = forwarded(list_erasures)
+    mailings = forwarded(list_mailings)
 
     def waiting_messages(self) -> dict[str, int]:
         """How many messages wait in each queue of Redis. Raises ServiceUnavailable."""

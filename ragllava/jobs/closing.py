@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, select, update
+from sqlalchemy import Connection, Engine, Row, func, select, text, update
 
 from ragllava.jobs import totalling
 from ragllava.jobs.kinds import Kind, kind_of
@@ -69,9 +69,30 @@ def _close(connection: Connection, job: Row[Any], kind: Kind, counted: Reconcili
     """A job is `completed` only if every input has an outcome and at least one is good."""
     state, error = _final_state(JobState(job.state), kind, counted)
     ended = {"state": state, "error": func.coalesce(jobs.c.error, error), "finished_at": func.now()}
-    connection.execute(update(jobs).where(jobs.c.id == job.id).values(ended | {"counts": counted.by_status}))
+    ended |= {"counts": counted.by_status, "timing": job.timing or _timing(connection, job)}
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(ended))
     totalling.note_job(connection, job, state, counted)
     job_ends.notify(connection, job.id)
+
+
+def _timing(connection: Connection, job: Row[Any]) -> dict[str, Any]:
+    """What a job has taken until its first end, for its estimate and for those of later jobs; `cut_to`: the fewest
+    candidates that a limit left to one of its questions."""
+    row = connection.execute(_TIMING, {"job_id": job.id}).one()
+    return dict(row._mapping)
+
+
+# `profile` is that of a worker of the job which is still there. By the clock of the database, as `created_at`.
+_TIMING = text("""
+    SELECT CAST(extract(epoch FROM now() - j.created_at) AS double precision) AS took_s,
+        CAST(extract(epoch FROM j.started_at - j.created_at) AS double precision) AS waited_s,
+        s.busy_s, s.cut_to, s.workers, s.profile
+    FROM jobs j, (
+        SELECT coalesce(sum(shards.busy_s), 0) AS busy_s, min(reranked_at_most) AS cut_to,
+            count(DISTINCT worker) AS workers, max(w.versions ->> 'profile') AS profile
+        FROM shards LEFT JOIN workers w ON w.name = shards.worker WHERE job_id = :job_id
+    ) s WHERE j.id = :job_id
+""")
 
 
 def _final_state(state: JobState, kind: Kind, counted: Reconciliation) -> tuple[JobState, str | None]:

@@ -16,25 +16,19 @@ from sqlalchemy.dialects.postgresql import insert
 from ragllava.errors import Conflict, KeyReused, NotFound
 from ragllava.jobs import totalling
 from ragllava.jobs.closing import close_job_if_ended
+from ragllava.jobs.deadlines import NO_LIMITS, JobLimits
 from ragllava.jobs.kinds import KINDS, JobDetail, kind_of
 from ragllava.jobs.locking import lock_job
-from ragllava.jobs.queue import (
-    ENDED_AT_ONCE,
-    Lease,
-    cancel_waiting_shards,
-    end_waiting_shards,
-    hand_back,
-    insert_shards,
-    unqueue,
-)
+from ragllava.jobs.queue import Lease, hand_back, insert_shards, unqueue
 from ragllava.jobs.standing import jobs_before
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
+from ragllava.jobs.stopping import ENDED_AT_ONCE, end_waiting_shards, stop_waiting_shards
 from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
 from ragllava.stores.access.usage import require_room
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.archives.reindex_items import ReindexingView
-from ragllava.stores.database import equals_any, records
+from ragllava.stores.database import equals_any, records, seconds
 from ragllava.stores.jobs import workers
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.learning.trainings import TrainingView
@@ -55,7 +49,7 @@ class NewJob:
     `content_digest` covers what was asked for: it distinguishes a repeated submit from another one under the same key.
     `archive_id` None is for maintenance tasks that concern all archives.
     `last_on` names a queue: then the last input is a shard of its own there, dispatched when all others have ended.
-    `name` is what a person calls it.
+    `name` is what a person calls it. `estimate` is what is expected of it, as JSON.
     """
 
     kind: str
@@ -68,6 +62,8 @@ class NewJob:
     content_digest: str = ""
     last_on: str | None = None
     name: str | None = None
+    limits: JobLimits = NO_LIMITS
+    estimate: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +73,9 @@ class JobView:
     `name` is what a person called it, `owner` who queued it, as user@machine; None: not known.
 
     `jobs_before` counts the jobs that are served before the first shard of one that has not started; None for others.
-    `detail` is what only its kind has; for the kinds that ship, `training`, `reindexing`, `task` and `refresh` give it
-    with its type.
+    `deadline_at` and `max_gpu_s` are its limits, `estimate` is what was expected when it was made, and `timing` what
+    came out when it ended first. `detail` is what only its kind has; for the kinds that ship, `training`, `reindexing`,
+    `task` and `refresh` give it with its type.
     """
 
     job_id: int
@@ -97,6 +94,10 @@ class JobView:
     name: str | None = None
     owner: str | None = None
     jobs_before: int | None = None
+    deadline_at: datetime | None = None
+    max_gpu_s: float | None = None
+    estimate: dict[str, Any] | None = None
+    timing: dict[str, Any] | None = None
 
     @property
     def file(self) -> str | None:
@@ -147,7 +148,8 @@ class JobView:
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        times = {"created_at": self.created_at, "started_at": self.started_at, "finished_at": self.finished_at}
+        names = ("created_at", "started_at", "finished_at", "deadline_at")
+        times = {name: getattr(self, name) for name in names}
         return {
             "job": self.job_id,
             "kind": self.kind,
@@ -163,6 +165,9 @@ class JobView:
             "error": self.error,
             "result": self.result,
             **{name: time.isoformat() if time else None for name, time in times.items()},
+            "max_gpu_s": self.max_gpu_s,
+            "estimate": self.estimate,
+            "timing": self.timing,
             **self.detail_json(),
         }
 
@@ -190,6 +195,9 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
     digest = hashlib.sha256(json.dumps([new.kind, new.archive_id, new.content_digest]).encode()).hexdigest()
     same_columns = ("kind", "archive_id", "priority", "spec", "total", "idempotency_key", "name")
     row = {name: getattr(new, name) for name in same_columns} | {"state": JobState.RUNNING, "spec_digest": digest}
+    row |= {"estimate": new.estimate, "max_gpu_s": new.limits.max_gpu_s, "deadline_at": new.limits.at}
+    if new.limits.within_s is not None:
+        row["deadline_at"] = func.now() + seconds(new.limits.within_s)
     row["owner"] = func.nullif(func.current_setting(OWNER, True), "")
     created = insert(jobs).values(row).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(jobs.c.id)
     job_id = connection.scalar(created)
@@ -315,7 +323,7 @@ def cancel(connection: Connection, job_id: int) -> None:
     """
     total = _move(connection, job_id, (JobState.RUNNING, JobState.PAUSED), JobState.CANCELLING, "cancelled")
     if total <= ENDED_AT_ONCE:
-        while cancel_waiting_shards(connection, job_id):
+        while stop_waiting_shards(connection, job_id):
             pass
         close_job_if_ended(connection, job_id)
 
@@ -334,8 +342,9 @@ def resume(connection: Connection, job_id: int) -> None:
 def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     """Try the failed, dead and cancelled inputs of an ended job again in a new run; returns how many there are.
 
-    Inputs that were invalid from the start stay as they are. Earlier answers are kept under their own run. Raises
-    UsageError for an unknown job, for one that has not ended, and for a training while another one of its role is open.
+    Inputs that were invalid from the start stay as they are. Earlier answers are kept under their own run. The new run
+    has no deadline and no budget. Raises UsageError for an unknown job, for one that has not ended, and for a training
+    while another one of its role is open.
     """
     name = connection.scalar(select(jobs.c.kind).where(jobs.c.id == job_id))
     if name is None:
@@ -360,7 +369,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
     if last is not None and len(others) < len(numbers):
         insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
-    nothing = dict.fromkeys(("finished_at", "result", "counts", "error"))
+    nothing = dict.fromkeys(("finished_at", "result", "counts", "error", "deadline_at", "max_gpu_s"))
     reopened = nothing | {"state": JobState.RUNNING, "counted": totalling.counted_so_far(job)}
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(reopened))
     require_room(connection)
@@ -476,8 +485,8 @@ def _unknown_job(job_id: int) -> NotFound:
 
 def _select_jobs() -> Select[Any]:
     """The columns that a JobView takes as they are, and its state."""
-    texts = ("kind", "name", "owner", "state", "priority", "spec", "error", "result")
-    names = (*texts, "created_at", "started_at", "finished_at")
+    texts = ("kind", "name", "owner", "state", "priority", "spec", "error", "result", "estimate", "timing", "max_gpu_s")
+    names = (*texts, "created_at", "started_at", "finished_at", "deadline_at")
     archive = func.coalesce(archives.c.name, ALL_ARCHIVES).label("archive")
     columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, jobs.c.counts, *(jobs.c[name] for name in names))
     return select(*columns).outerjoin_from(jobs, archives, archives.c.id == jobs.c.archive_id)

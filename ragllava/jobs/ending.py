@@ -1,6 +1,7 @@
-"""The ends of jobs that are too large for one transaction: cancelled in parts, counted without a lock, then closed.
+"""The ends of jobs that are too large for one transaction: stopped in parts, counted without a lock, then closed.
 
-`cancel` in the client does it at once; the tick does what a crash, or a job's size, has left.
+`cancel` in the client does it at once, and so does a worker that sees a job at its limit; the tick does what a crash,
+or a job's size, has left.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import time
 
 from sqlalchemy import Connection, Engine, select
 
-from ragllava.jobs import closing, control, queue
+from ragllava.jobs import closing, control, deadlines, stopping
 from ragllava.jobs.kinds import is_known_kind, kind_of
-from ragllava.jobs.states import OPEN_SHARD_STATES, JobState
+from ragllava.jobs.states import OPEN_SHARD_STATES, STOPPING_JOB_STATES
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction, read_at_once
 from ragllava.stores.schema import jobs, shards
 
 log = logging.getLogger(__name__)
 
+_EXPIRING_S = 2.0  # of a tick, for one job; the next step of the tick does the rest
+
 
 def end_jobs(engine: Engine) -> int:
-    """End the waiting shards of cancelled jobs, and close the jobs without an open shard; returns how many were closed.
+    """End the waiting shards of jobs that stop, and close the jobs without an open shard; returns how many were closed.
 
     One job whose end fails does not hold up the others; the next tick tries it again.
     """
@@ -34,14 +37,26 @@ def end_jobs(engine: Engine) -> int:
     return closed
 
 
+def expire_due_jobs(engine: Engine) -> int:
+    """End the jobs that have reached a limit, as far as no worker runs a shard of them; returns how many reached one.
+
+    A worker that runs such a shard sees it itself, and sooner.
+    """
+    due = read_at_once(engine, deadlines.due_jobs)
+    for job_id in due:
+        if in_transaction(engine, deadlines.expire_if_due, job_id):
+            end_job(engine, job_id, _EXPIRING_S)
+    return len(due)
+
+
 def end_job(engine: Engine, job_id: int, most_s: float = 60.0) -> bool:
-    """Cancel the waiting shards of a job if it was cancelled, for about `most_s` seconds at most; close it if no shard
-    is open. Returns whether it was closed.
+    """End the waiting shards of a job if it stops, for about `most_s` seconds at most; close it if no shard is open.
+    Returns whether it was closed.
 
     Any number may do this at once, for the same job too.
     """
     until = time.monotonic() + most_s
-    while in_transaction(engine, _end_some, job_id):
+    while in_transaction(engine, stopping.stop_waiting_shards, job_id):
         if time.monotonic() > until:
             return False
     return closing.close_ended_job(engine, job_id)
@@ -64,19 +79,14 @@ def end_refused(engine: Engine, job_id: int, kind: str, reason: str) -> None:
     If this is interrupted, the next worker that claims a shard of the job refuses it again.
     """
     status = kind_of(kind).refused
-    while in_transaction(engine, queue.end_waiting_shards, job_id, status, reason):
+    while in_transaction(engine, stopping.end_waiting_shards, job_id, status, reason):
         pass
     closing.close_ended_job(engine, job_id)
 
 
-def _end_some(connection: Connection, job_id: int) -> bool:
-    state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
-    return state == JobState.CANCELLING and queue.cancel_waiting_shards(connection, job_id)
-
-
 def _ending_jobs(connection: Connection) -> list[int]:
-    """Cancelled jobs that have not ended, and jobs without an open shard, oldest first."""
+    """Jobs that stop and have not ended, and jobs without an open shard, oldest first."""
     open_shard = select(shards.c.id).where(shards.c.job_id == jobs.c.id, shards.c.state.in_(OPEN_SHARD_STATES)).limit(1)
-    is_ending = (jobs.c.state == JobState.CANCELLING) | open_shard.scalar_subquery().is_(None)
+    is_ending = jobs.c.state.in_(STOPPING_JOB_STATES) | open_shard.scalar_subquery().is_(None)
     query = select(jobs.c.id).where(jobs.c.finished_at.is_(None), is_known_kind(), is_ending)
     return list(connection.scalars(query.order_by(jobs.c.id)))

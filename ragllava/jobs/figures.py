@@ -331,8 +331,13 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         name="ragllava_deliveries_waiting",
         type="gauge",
-        meaning="Messages to webhooks that are still to be sent; 10,001 stands for more than 10,000.",
-        statement="SELECT count(*) FROM (SELECT FROM deliveries WHERE state = 'waiting' LIMIT :most) first",
+        meaning="Messages to webhooks and mails that are still to be sent; 10,001 stands for more than 10,000.",
+        statement="""
+            SELECT count(*) FROM (
+                SELECT 1 FROM deliveries WHERE state = 'waiting'
+                UNION ALL SELECT 1 FROM mailings WHERE state IN ('waiting', 'sending') LIMIT :most
+            ) first
+        """,
     ),
     Metric(
         name="ragllava_removals_held",

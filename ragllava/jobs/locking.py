@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, literal, select
+from sqlalchemy import ColumnElement, Connection, Row, Text, literal, select
 
 from ragllava.stores.schema import jobs, shards
 
@@ -32,7 +32,12 @@ def lock_shard(
     if job is None or job.finished_at is not None:
         return None
     row: Row[Any] | None = connection.execute(
-        select(shards, literal(job.kind).label("kind"), literal(job.state).label("job_state"))
+        select(
+            shards,
+            literal(job.kind).label("kind"),
+            literal(job.state).label("job_state"),
+            literal(job.error, Text).label("job_error"),
+        )
         .where(shards.c.job_id == job_id, *conditions)
         .with_for_update(of=shards, skip_locked=skip_locked)
     ).one_or_none()

@@ -8,9 +8,8 @@ wakes up. jobs/retry.py has the rule for failed attempts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import (
@@ -21,6 +20,7 @@ from sqlalchemy import (
     and_,
     exists,
     func,
+    or_,
     select,
     update,
 )
@@ -31,22 +31,19 @@ from ragllava.jobs.closing import close_job_if_ended
 from ragllava.jobs.kinds import kind_of, kinds_beside
 from ragllava.jobs.locking import lock_job, lock_shard
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
-from ragllava.jobs.states import JobState, ShardState
+from ragllava.jobs.states import STOPPING_JOB_STATES, JobState, ShardState, stopped_as
 from ragllava.records import Priority
 from ragllava.stores.database import equals_any, lock_rows, record, seconds
 from ragllava.stores.jobs.workers import has_refused
 from ragllava.stores.schema import jobs, shards, workers
-
-ENDED_AT_ONCE = 5_000  # inputs that one transaction cancels: well below a second
-SHARDS_ENDED_AT_ONCE = 500
-_BY_USER = "cancelled by the user"
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to work on inputs [lo, hi) of a job until the lease runs out or the epoch grows.
 
-    `archive_id` is 0, which no archive has, for a maintenance task that concerns all archives.
+    `archive_id` is 0, which no archive has, for a maintenance task that concerns all archives. `is_limited`: its job
+    has a deadline or a budget.
     """
 
     shard_id: int
@@ -60,6 +57,7 @@ class Lease:
     epoch: int
     worker: str
     is_planned: bool = False
+    is_limited: bool = False
 
 
 def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) -> Lease | None:
@@ -95,6 +93,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             jobs.c.kind,
             func.coalesce(jobs.c.archive_id, 0).label("archive_id"),
             jobs.c.spec,
+            or_(jobs.c.deadline_at.is_not(None), jobs.c.max_gpu_s.is_not(None)).label("is_limited"),
         )
     ).one_or_none()
     if row is None:
@@ -106,9 +105,15 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
     return lease
 
 
-def heartbeat(connection: Connection, lease: Lease, lease_s: float) -> LeaseLost | ShardInterrupted | None:
-    """Extend the lease if it is still ours. Returns the error to stop with, if the lease, job or worker is ending."""
-    extended = update(shards).where(*_mine(lease)).values(lease_until=func.now() + seconds(lease_s))
+def heartbeat(
+    connection: Connection, lease: Lease, lease_s: float, busy_s: float = 0.0
+) -> LeaseLost | ShardInterrupted | None:
+    """Extend the lease if it is still ours. Returns the error to stop with, if the lease, job or worker is ending.
+
+    `busy_s` are the seconds that the worker was busy with the shard since it reported last, by its own clock.
+    """
+    until, busy = func.now() + seconds(lease_s), shards.c.busy_s + busy_s
+    extended = update(shards).where(*_mine(lease)).values(lease_until=until, busy_s=busy)
     if connection.execute(extended).rowcount == 0:
         return _lost(lease)
     job_state = connection.scalar(select(jobs.c.state).where(jobs.c.id == lease.job_id))
@@ -180,12 +185,25 @@ def reset_attempts(connection: Connection, lease: Lease) -> None:
     connection.execute(update(shards).where(*_mine(lease)).values(attempts=1, transient_attempts=0))
 
 
-def finish(connection: Connection, lease: Lease) -> None:
+def note_busy(connection: Connection, lease: Lease, busy_s: float) -> None:
+    """Add what a worker was busy with the shard since it reported last, unless another one has claimed it."""
+    same = (shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch)
+    connection.execute(update(shards).where(*same).values(busy_s=shards.c.busy_s + busy_s))
+
+
+def note_depth(connection: Connection, lease: Lease, candidates: int) -> None:
+    """Note that a limit of the job cut the candidates that are reranked for a question of this shard to so many."""
+    least = func.least(shards.c.reranked_at_most, candidates)
+    connection.execute(update(shards).where(*_mine(lease)).values(reranked_at_most=least))
+
+
+def finish(connection: Connection, lease: Lease, busy_s: float = 0.0) -> None:
     """Mark the shard done; the last one closes the job. Nothing is left to do when its stage has split it.
 
-    Raises LeaseLost when the lease is not ours any more.
+    `busy_s` as in `heartbeat`. Raises LeaseLost when the lease is not ours any more.
     """
     lock_job(connection, lease.job_id)
+    note_busy(connection, lease, busy_s)
     worked_s = func.extract("epoch", func.now() - shards.c.claimed_at)
     done = update(shards).where(*_mine(lease)).values(_ended(ShardState.DONE, None))
     row = connection.execute(done.returning(worked_s)).one_or_none()
@@ -202,7 +220,7 @@ def finish(connection: Connection, lease: Lease) -> None:
 def split(connection: Connection, lease: Lease, bounds: list[tuple[int, int]]) -> None:
     """Replace the shard by planned shards over its open inputs; call it behind the fence."""
     insert_shards(connection, lease.job_id, lease.run_no, bounds, is_planned=True)
-    _mark(connection, ShardState.SPLIT, None, shards.c.id == lease.shard_id)
+    mark_ended(connection, ShardState.SPLIT, None, shards.c.id == lease.shard_id)
 
 
 def hand_back(connection: Connection, lease: Lease) -> bool:
@@ -210,8 +228,8 @@ def hand_back(connection: Connection, lease: Lease) -> bool:
     row = lock_shard(connection, lease.job_id, *_mine(lease))
     if row is None:
         return False
-    if row.job_state == JobState.CANCELLING:
-        _end(connection, row, ShardState.CANCELLED, "cancelled", _BY_USER)
+    if row.job_state in STOPPING_JOB_STATES:
+        _end(connection, row, ShardState.CANCELLED, *stopped_as(row.job_state, row.job_error))
         close_job_if_ended(connection, row.job_id)
     else:
         _requeue(connection, row, attempts=max(0, row.attempts - 1), error=None)
@@ -259,7 +277,7 @@ def settle(
         open_inputs=len(numbers),
         is_transient=is_transient,
         is_lost=is_lost,
-        is_cancelled=row.job_state == JobState.CANCELLING,
+        is_cancelled=row.job_state in STOPPING_JOB_STATES,
     ):
         case NextStep.WAIT:
             _requeue(
@@ -279,13 +297,13 @@ def settle(
             middle = numbers[len(numbers) // 2]
             halves = [(numbers[0], middle), (middle, numbers[-1] + 1)]
             insert_shards(connection, row.job_id, row.run_no, halves, is_planned=row.is_planned)
-            _mark(connection, ShardState.SPLIT, error, shards.c.id == row.id)
+            mark_ended(connection, ShardState.SPLIT, error, shards.c.id == row.id)
         case NextStep.GIVE_UP:
             _end(connection, row, ShardState.DEAD, "dead", f"given up after {attempts} attempts: {error}")
         case NextStep.CANCEL:
-            _end(connection, row, ShardState.CANCELLED, "cancelled", _BY_USER)
+            _end(connection, row, ShardState.CANCELLED, *stopped_as(row.job_state, row.job_error))
         case NextStep.FINISH:
-            _mark(connection, ShardState.DONE, None, shards.c.id == row.id)
+            mark_ended(connection, ShardState.DONE, None, shards.c.id == row.id)
     close_job_if_ended(connection, row.job_id)
 
 
@@ -318,53 +336,6 @@ def insert_shards(
         connection.execute(shards.insert(), [common | {"lo": lo, "hi": hi} for lo, hi in bounds])
 
 
-def cancel_waiting_shards(connection: Connection, job_id: int) -> bool:
-    """`end_waiting_shards` for a job that its user cancelled."""
-    return end_waiting_shards(connection, job_id, "cancelled", _BY_USER)
-
-
-def end_waiting_shards(connection: Connection, job_id: int, status: str, reason: str) -> bool:
-    """Cancel some of a job's pending and queued shards, of about ENDED_AT_ONCE inputs; False when there were none.
-
-    Their open inputs get the outcome. Running shards stop at a heartbeat; those that others have locked are left out.
-    The job's row is not locked, so that a large job can be ended in many transactions without blocking anybody.
-    """
-    is_waiting = shards.c.state.in_([ShardState.PENDING, ShardState.QUEUED])
-    first = (
-        select(shards, jobs.c.kind, jobs.c.total)
-        .join(jobs)
-        .where(jobs.c.id == job_id, jobs.c.finished_at.is_(None), is_waiting)
-        .order_by(shards.c.lo, shards.c.id)
-        .limit(SHARDS_ENDED_AT_ONCE)
-        .with_for_update(of=shards, skip_locked=True)
-    )
-    rows = _of_about(ENDED_AT_ONCE, connection.execute(first).all())
-    for lo, hi, run_no, kind in _adjoining(rows):
-        kind_of(kind).inputs.end(connection, job_id, run_no, lo, hi, status, reason)
-    _mark(connection, ShardState.CANCELLED, reason, equals_any(shards.c.id, [row.id for row in rows]))
-    return bool(rows)
-
-
-def _of_about(inputs: int, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """The first of the shards, which have at most `inputs` inputs together; at least one of them."""
-    ends = accumulate(row.hi - row.lo for row in rows)
-    return [row for number, (row, end) in enumerate(zip(rows, ends, strict=True)) if not number or end <= inputs]
-
-
-def _adjoining(rows: Sequence[Row[Any]]) -> Iterator[tuple[int, int, int, str]]:
-    """Ranges of inputs, each of as many shards of one run as follow each other without a gap."""
-    last: tuple[int, int, int, str] | None = None
-    for row in rows:
-        if last is not None and (row.lo, row.run_no) == (last[1], last[2]):
-            last = (last[0], row.hi, row.run_no, row.kind)
-            continue
-        if last is not None:
-            yield last
-        last = (row.lo, row.hi, row.run_no, row.kind)
-    if last is not None:
-        yield last
-
-
 def _lost(lease: Lease) -> LeaseLost:
     return LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
 
@@ -386,10 +357,10 @@ def _requeue(connection: Connection, row: Row[Any], **values: Any) -> None:
 
 def _end(connection: Connection, row: Row[Any], state: ShardState, status: str, reason: str) -> None:
     kind_of(row.kind).inputs.end(connection, row.job_id, row.run_no, row.lo, row.hi, status, reason)
-    _mark(connection, state, reason, shards.c.id == row.id)
+    mark_ended(connection, state, reason, shards.c.id == row.id)
 
 
-def _mark(connection: Connection, state: ShardState, error: str | None, *conditions: ColumnElement[bool]) -> bool:
+def mark_ended(connection: Connection, state: ShardState, error: str | None, *conditions: ColumnElement[bool]) -> bool:
     """End the shards that meet the conditions; False when there are none."""
     return connection.execute(update(shards).where(*conditions).values(_ended(state, error))).rowcount > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Concatenate, Generic, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import DeviceLost, JobRefused, LeaseLost, RagllavaError, ShardInterrupted
-from ragllava.jobs import control, dispatch, ending, queue
+from ragllava.jobs import control, deadlines, dispatch, ending, queue
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.locking import lock_job
 from ragllava.jobs.queue import Lease
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 # Between two looks at the job and the worker, so that cancel, pause and stop are noticed soon.
 _WATCH_S = 2.0
 _URGENT_WATCH_S = 0.25  # somebody waits for an urgent shard
+_SHORTEST_LOOK_S = 0.05  # between two looks at the limits of a job
+_ENDING_S = 5.0  # for a job that was stopped at its limit; the tick does the rest
 
 R = TypeVar("R")  # what a stage needs: stores and models
 P = ParamSpec("P")
@@ -112,8 +115,11 @@ def _run_lease(lease: Lease, settings: Settings, engine: Engine, resources: obje
         try:
             context = ShardContext(lease, settings, engine, resources, pulse.stop, run_urgent=run_urgent)
             kind_of(lease.kind).load_stage()(context)
-            in_transaction(engine, queue.finish, lease)
+            with pulse.busy.report() as busy_s:
+                in_transaction(engine, queue.finish, lease, busy_s)
         except Exception as error:
+            with pulse.busy.report() as busy_s:
+                in_transaction(engine, queue.note_busy, lease, busy_s)
             _record_failure(engine, settings, lease, error, facts)
             if isinstance(error, DeviceLost):
                 raise
@@ -130,6 +136,8 @@ def _record_failure(
         log.warning(message, extra={"action": "shard_fenced", **facts})
     elif isinstance(error, ShardInterrupted):
         in_transaction(engine, queue.hand_back, lease)
+        if lease.is_limited:
+            ending.end_job(engine, lease.job_id, _ENDING_S)
         log.info(message, extra={"action": "shard_handed_back", **facts})
     elif isinstance(error, JobRefused):
         if in_transaction(engine, control.refuse, lease, message, settings):
@@ -144,10 +152,43 @@ def _record_failure(
         log.error(text, exc_info=error, extra={"action": "shard_failed", **facts})
 
 
+class _BusyClock:
+    """How long this process has been busy with a shard, by a clock that only counts forward. While urgent shards run in
+    between, it stands still. Two threads report what was not reported yet."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: float | None = time.monotonic()
+        self._busy_s = 0.0
+
+    def stop(self) -> None:
+        with self._lock:
+            self._count()
+            self._since = None
+
+    def go_on(self) -> None:
+        with self._lock:
+            self._since = time.monotonic()
+
+    @contextmanager
+    def report(self) -> Iterator[float]:
+        """The seconds that were not reported yet; they are reported when the block ends without an error."""
+        with self._lock:
+            self._count()
+            yield self._busy_s
+            self._busy_s = 0.0
+
+    def _count(self) -> None:
+        if self._since is not None:
+            now = time.monotonic()
+            self._busy_s, self._since = self._busy_s + now - self._since, now
+
+
 @dataclass(slots=True)
 class _Pulse:
     """What the thread of a lease has noticed: the error to stop with, and that an urgent shard waits."""
 
+    busy: _BusyClock
     error: Exception | None = None
     urgent_waits: bool = False
 
@@ -171,13 +212,17 @@ class _UrgentShards:
     spent_s: float = 0.0
 
     def __call__(self) -> float:
+        if not self.pulse.urgent_waits:
+            return 0.0
         started = time.monotonic()
+        self.pulse.busy.stop()
         # The process is killed when its message takes too long, the urgent shards included.
         left_s = self.settings.shard_time_limit_s / 2 - self.spent_s
         while self.pulse.urgent_waits and time.monotonic() - started < left_s and self.pulse.error is None:
             self.pulse.urgent_waits = self._run_next()
         took_s = time.monotonic() - started
         self.spent_s += took_s
+        self.pulse.busy.go_on()
         return took_s
 
     def _run_next(self) -> bool:
@@ -199,24 +244,39 @@ class _UrgentShards:
 def _heartbeat(engine: Engine, lease: Lease, settings: Settings) -> Iterator[_Pulse]:
     """Extends the lease from a thread of its own, which also looks whether to stop or to give way."""
     done = threading.Event()
-    pulse = _Pulse()
-    watch_s = _URGENT_WATCH_S if kind_of(lease.kind).gives_way else _WATCH_S
+    pulse = _Pulse(_BusyClock())
+    watch_s = min(settings.heartbeat_s, _URGENT_WATCH_S if kind_of(lease.kind).gives_way else _WATCH_S)
 
     def look() -> None:
         watched = read_at_once(engine, queue.watch, lease)
         pulse.error = watched.error or pulse.error
         pulse.urgent_waits = watched.urgent_waits
 
+    def beat() -> None:
+        with pulse.busy.report() as busy_s:
+            pulse.error = in_transaction(engine, queue.heartbeat, lease, settings.lease_s, busy_s) or pulse.error
+
+    def look_at_limits() -> float:
+        """Stop the job if it has reached a limit; returns after how many seconds it may reach one."""
+        room = read_at_once(engine, deadlines.room_of, lease.job_id)
+        if room.is_over and in_transaction(engine, deadlines.expire_if_due, lease.job_id):
+            look()
+        return max(_SHORTEST_LOOK_S, room.next_look_s)
+
     def run() -> None:
         next_beat = time.monotonic() + settings.heartbeat_s
-        while not done.wait(min(watch_s, settings.heartbeat_s)):
+        next_limit = time.monotonic() if lease.is_limited else math.inf
+        while not done.wait(max(0.0, min(watch_s, next_limit - time.monotonic()))):
             try:
                 look()
-                if time.monotonic() >= next_beat:
+                if time.monotonic() >= min(next_beat, next_limit):
                     next_beat = time.monotonic() + settings.heartbeat_s
-                    pulse.error = in_transaction(engine, queue.heartbeat, lease, settings.lease_s) or pulse.error
+                    beat()
+                if time.monotonic() >= next_limit:
+                    next_limit = time.monotonic() + look_at_limits()
             except RagllavaError as missed:
                 log.warning(str(missed), extra={"action": "heartbeat_missed", "shard": lease.shard_id})
+                next_limit = max(next_limit, time.monotonic() + _WATCH_S)
             if isinstance(pulse.error, LeaseLost):
                 return
 

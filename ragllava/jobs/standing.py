@@ -39,9 +39,11 @@ def _turns_of(queue: Sequence[Row[Any]]) -> dict[int, tuple[Any, ...]]:
     of its job. Of an owner with n shards in flight, the first waiting job has the turn n + 1, the second n + 2, …"""
     keys: dict[int, tuple[Any, ...]] = {}
     waiting: Counter[tuple[str, int]] = Counter()
-    for job in sorted(queue, key=lambda job: (job.in_flight, job.waiting_since, job.job_id)):
+    for job in sorted(queue, key=lambda job: (job.deadline, job.in_flight, job.waiting_since, job.job_id)):
         is_served = job.started_at is not None and job.in_flight > 0
         waiting[job.owner, job.priority] += not is_served
         turn = 0 if is_served else job.of_owner + waiting[job.owner, job.priority]
-        keys[job.job_id] = (-job.priority, not is_served, turn, job.in_flight, job.waiting_since, job.job_id)
+        keys[job.job_id] = (
+            -job.priority, not is_served, turn, job.deadline, job.in_flight, job.waiting_since, job.job_id
+        )  # fmt: skip
     return keys

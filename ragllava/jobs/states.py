@@ -11,6 +11,7 @@ class JobState(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
     CANCELLING = "cancelling"
+    EXPIRING = "expiring"  # its deadline is over, or its budget used up: running shards stop, the others end
     COMPLETED = "completed"
     COMPLETED_WITH_ERRORS = "completed_with_errors"
     FAILED = "failed"
@@ -33,4 +34,12 @@ class ShardState(StrEnum):
 
 
 FINAL_JOB_STATES = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.FAILED, JobState.CANCELLED)
+STOPPING_JOB_STATES = (JobState.CANCELLING, JobState.EXPIRING)
 OPEN_SHARD_STATES = (ShardState.PENDING, ShardState.QUEUED, ShardState.RUNNING)
+
+
+def stopped_as(state: str, error: str | None) -> tuple[str, str]:
+    """The outcome of the open inputs of a job that stops, and the reason; `error` is that of the job."""
+    if state == JobState.EXPIRING:
+        return "expired", error or "the time of the job was over"
+    return "cancelled", "cancelled by the user"

@@ -6,10 +6,25 @@ shards has both (docs/reliability.md D3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Subquery, Text, and_, case, cast, exists, func, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Row,
+    Subquery,
+    Text,
+    and_,
+    case,
+    cast,
+    exists,
+    func,
+    select,
+    true,
+)
 
 from ragllava.jobs.kinds import is_known_kind
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
@@ -32,9 +47,9 @@ def job_turns() -> Subquery:
     queued, or the job created; `of_owner`, the shards in flight of all jobs of its kind and `owner`.
 
     The next turn is that of the owner with the fewest shards in flight; of that owner's jobs, of the one with the
-    fewest, and of these of the one that waits longest. So each owner gets an equal share of the slots, however many
-    jobs it has, each job its share from its first shard on, and a stream of new jobs holds up no old one. A job without
-    an owner is its own.
+    earliest `deadline`, then of the one with the fewest, and of these of the one that waits longest. So each owner gets
+    an equal share of the slots, however many jobs it has, each job its share from its first shard on, and a stream of
+    new jobs holds up no old one. A job without an owner is its own.
 
     Shards that have ended are not read, however many there are: what was queued last is in flight, or it comes right
     before the first one that waits.
@@ -76,6 +91,7 @@ def job_turns() -> Subquery:
             func.coalesce(func.greatest(in_flight.c.queued_at, before_it.c.queued_at), jobs.c.created_at).label(
                 "waiting_since"
             ),
+            func.coalesce(cast(func.extract("epoch", jobs.c.deadline_at), Float), math.inf).label("deadline"),
         )
         .select_from(jobs)
         .join(in_flight, true())
@@ -110,6 +126,7 @@ def pending_shards(connection: Connection, most: int) -> Sequence[Row[Any]]:
             jobs.c.id.label("job_id"),
             (turns.c.in_flight + nth).label("turn"),
             turns.c.waiting_since,
+            turns.c.deadline,
             turns.c.owner,
             turns.c.of_owner,
         )
@@ -119,7 +136,7 @@ def pending_shards(connection: Connection, most: int) -> Sequence[Row[Any]]:
         .subquery()
     )
     queue = func.coalesce(ready.c.queue, ready.c.kind)
-    of_job = (ready.c.turn, ready.c.waiting_since, ready.c.job_id)
+    of_job = (ready.c.deadline, ready.c.turn, ready.c.waiting_since, ready.c.job_id)
     nth_of_owner = func.row_number().over(partition_by=(ready.c.owner, queue, ready.c.priority), order_by=of_job)
     owned = select(ready, queue.label("of_queue"), (ready.c.of_owner + nth_of_owner).label("owner_turn")).subquery()
     # One queue may be full while another is empty, so look at shards of each kind.
@@ -128,6 +145,7 @@ def pending_shards(connection: Connection, most: int) -> Sequence[Row[Any]]:
         order_by=(
             owned.c.priority.desc(),
             owned.c.owner_turn,
+            owned.c.deadline,
             owned.c.turn,
             owned.c.waiting_since,
             owned.c.job_id,

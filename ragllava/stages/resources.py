@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -38,9 +38,16 @@ _DECAY = 0.5  # the weight of earlier measurements in the moving average of the 
 
 
 class AnswerPace:
-    """The seconds per unit of cost in this process, a moving average; None before the first measurement."""
+    """The seconds per unit of cost in this process, a moving average; None before the first measurement.
+
+    `of_depth` is what the answer stage keeps for each set of options (stages/answer/parts.py).
+    """
 
     seconds_per_cost: float | None = None
+
+    def __init__(self) -> None:
+        """Nothing was measured yet."""
+        self.of_depth: dict[Hashable, Any] = {}
 
     def learn(self, seconds: float, cost: float) -> None:
         """Add a measurement: work of this cost took so many seconds."""

@@ -210,6 +210,10 @@ jobs = Table(
     Column("name", Text),  # that a person gave it
     Column("owner", Text),  # who queued it, as user@machine; NULL: not known
     Column("counted", JSONB(none_as_null=True)),  # of a retried job: the outcomes that `totals` has already
+    moment("deadline_at", nullable=True),  # what has no outcome by then is expired
+    Column("max_gpu_s", Float),  # that workers may be busy with it, all together; what is left then is expired
+    Column("estimate", JSONB(none_as_null=True)),  # what was expected when it was made (stages/answer/estimating.py)
+    Column("timing", JSONB(none_as_null=True)),  # what came out, when it ended first (jobs/closing.py)
     # Open jobs are few among many: dispatch and reap look only at them.
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
     # Asked at every tick.
@@ -857,5 +861,42 @@ deliveries = Table(
     UniqueConstraint("webhook_id", "job_id", "finished_at"),
     Index("ix_deliveries_waiting", "not_before", postgresql_where=text("state = 'waiting'")),
     Index("ix_deliveries_job_id", "job_id"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+# What people may want to hear of, whoever that is: `stages/notices/` finds that out. A row of a job is made in the
+# transaction that stores its result. An event that is not over yet has one row, however often it is seen.
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("event", Text, nullable=False),  # job_ended, training_refused, gap_found, disk_low
+    Column("subject", Text, nullable=False),  # what it happened to
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE")),  # NULL: none, or all of them
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE")),
+    Column("facts", JSONB, nullable=False),  # numbers, states and names of archives; nothing of a picture
+    moment("created_at"),
+    moment("addressed_at", nullable=True),  # when the rules were applied
+    moment("over_at", nullable=True),  # of what ends by itself: a disk that was low
+    Index("uq_notices_open", "event", "subject", unique=True, postgresql_where=text("over_at IS NULL")),
+    Index("ix_notices_new", "id", postgresql_where=text("addressed_at IS NULL")),
+    Index("ix_notices_archive_id", "archive_id"),
+    Index("ix_notices_job_id", "job_id"),
+)
+
+# A notice for one target. `sending` while the receiver may have it already: a mail is not sent a second time then.
+mailings = Table(
+    "mailings",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("notice_id", BigInteger, ForeignKey("notices.id", ondelete="CASCADE"), nullable=False),
+    Column("target", Text, nullable=False),  # mailto:… or https://…
+    Column("state", Text, nullable=False, server_default=text("'waiting'")),  # waiting, sending, delivered, given_up
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    moment("not_before"),
+    Column("error", Text),  # of the last attempt
+    moment("delivered_at", nullable=True),
+    UniqueConstraint("notice_id", "target"),
+    Index("ix_mailings_open", "not_before", postgresql_where=text("state IN ('waiting', 'sending')")),
     postgresql_with={"fillfactor": "70"},
 )

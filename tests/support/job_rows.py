@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, select, text, update
 
 from ragllava.jobs import control, dispatch, queue
 from ragllava.jobs.control import NewJob
+from ragllava.jobs.deadlines import NO_LIMITS, JobLimits
 from ragllava.jobs.queue import Lease
 from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, JobKind
@@ -27,7 +28,14 @@ class Desk:
     settings: Settings
 
     def questions_job(
-        self, questions: int, per_shard: int, *, priority: int = 0, key: str | None = None, digest: str = ""
+        self,
+        questions: int,
+        per_shard: int,
+        *,
+        priority: int = 0,
+        key: str | None = None,
+        digest: str = "",
+        limits: JobLimits = NO_LIMITS,
     ) -> int:
         """An answer job of numbered questions on an empty archive."""
 
@@ -43,6 +51,7 @@ class Desk:
                     priority=priority,
                     idempotency_key=key,
                     content_digest=digest,
+                    limits=limits,
                 ),
             )
             if is_new:

@@ -18,6 +18,7 @@ SECTIONS = {
     "database_url": "Services",
     "events_token": "Bucket events",
     "api_database_url": "HTTP API",
+    "notify_rules": "Notifications",
     "metrics_host": "Metrics",
     "profile": "Models",
     "vllm_url": "vLLM server",

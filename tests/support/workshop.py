@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from ragllava.jobs.control import JobView
+from ragllava.jobs.deadlines import NO_LIMITS, JobLimits
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext, run_shard
 from ragllava.models.bundle import ModelBundle
@@ -90,11 +91,13 @@ class Workshop(Desk):
         self.run()
         return self.job(job_id)
 
-    def submit(self, texts: Sequence[str], archive_name: str = ARCHIVE, **options: Any) -> Submitted:
+    def submit(
+        self, texts: Sequence[str], archive_name: str = ARCHIVE, limits: JobLimits = NO_LIMITS, **options: Any
+    ) -> Submitted:
         """Queue questions q0, q1, …; `options` are those of AnswerOptions."""
         lines = [json.dumps({"custom_id": f"q{number}", "question": text}) for number, text in enumerate(texts)]
         file = read_questions("\n".join(lines).encode(), name="questions.jsonl")
-        how = Submission(archive_name, AnswerOptions(**options))
+        how = Submission(archive_name, AnswerOptions(**options), limits=limits)
         return in_transaction(self.engine, submit_questions, self.settings, file, how)
 
     def ask(self, texts: Sequence[str], archive_name: str = ARCHIVE, **options: Any) -> list[ResultRow]:

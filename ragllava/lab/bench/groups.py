@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from ragllava.errors import UsageError
+from ragllava.lab.bench.estimates import deadline_rows, estimate_rows
 from ragllava.lab.bench.first_stage import first_stage_rows
 from ragllava.lab.bench.front_door import http_rows
 from ragllava.lab.bench.growing import growth_rows
@@ -44,6 +45,8 @@ GROUPS = (
     Group("overhead", Needs.WORKERS, overhead_rows),
     Group("growth", Needs.WORKERS, growth_rows),
     Group("http", Needs.WORKERS, http_rows),
+    Group("estimates", Needs.WORKERS, estimate_rows),
+    Group("deadlines", Needs.WORKERS, deadline_rows),
     Group("machinery", Needs.SERVICES, machinery_rows),
 )
 

@@ -60,9 +60,10 @@ class BenchRow:
         or nothing could be measured."""
         if not self.ratio:
             return None
-        if self.wanted.at_least is not None:
-            return self.ratio / self.wanted.at_least
-        return None if self.wanted.at_most is None else self.wanted.at_most / self.ratio
+        lower, upper = self.wanted.at_least, self.wanted.at_most
+        margins = [] if lower is None else [self.ratio / lower]
+        margins += [] if upper is None else [upper / self.ratio]
+        return min(margins, default=None)
 
     @property
     def is_reached(self) -> bool | None:

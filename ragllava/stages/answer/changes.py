@@ -19,7 +19,7 @@ from ragllava.records import Answer, Candidate, Change, ModelStamp, Question, Ro
 from ragllava.settings import Settings
 from ragllava.stages.answer.pipeline import isolate_failures, retrieve
 from ragllava.stages.answer.submit import answered_lines, require_answered
-from ragllava.stages.answer.tools import AnswerTools, prepare, stamp_now, stamp_of
+from ragllava.stages.answer.tools import CUT, AnswerTools, prepare, stamp_now, stamp_of
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
@@ -47,6 +47,8 @@ def changes_since(
     if earlier.has_evidence:  # else the generator was not used
         compared.append(Change.GENERATOR)
     changes = [change for change in compared if before.get(change.value) != after[change.value]]
+    if CUT in str(before.get(Change.DEPTH.value)):
+        changes.append(Change.DEPTH)
     if earlier.image_ids != {candidate.image.image_id for candidate in candidates}:
         changes.append(Change.PICTURES)
     elif earlier.digest != candidates_digest(candidates):

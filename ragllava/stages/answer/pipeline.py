@@ -15,7 +15,7 @@ from ragllava.stages.answer import waves
 from ragllava.stages.answer.candidates import CandidateHit, find_candidates
 from ragllava.stages.answer.cautions import unfinished_ingest
 from ragllava.stages.answer.doubts import Evidence
-from ragllava.stages.answer.tools import AnswerTools, stamp_now
+from ragllava.stages.answer.tools import CUT, AnswerTools, stamp_now
 from ragllava.stores.archives import archive
 from ragllava.stores.database import read_at_once
 
@@ -46,10 +46,15 @@ RowAndImage = tuple[int, int]  # the place of a question in its batch, and the i
 
 @dataclass(frozen=True, slots=True)
 class RerankedQuestion:
-    """The candidates of one question, best first, and notes for the user about how they were reranked."""
+    """The candidates of one question, best first, and notes for the user about how they were reranked.
+
+    `cut_to`: so many were reranked, although more would have been without the limit of the job; None: as many as
+    needed.
+    """
 
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...]
+    cut_to: int | None = None
 
     @property
     def evidence(self) -> list[Candidate]:
@@ -128,24 +133,34 @@ def rerank(
     candidates: Sequence[Sequence[Candidate]],
     tools: AnswerTools,
     pause: Callable[[], None] = _no_pause,
+    most: int | None = None,
 ) -> list[RerankedQuestion]:
     """P("Yes") of every (question, image + caption) pair, then the threshold (docs/method.md 2 and 3).
 
     `candidates` has those of each question; they are reranked in waves until those that were suffice (waves.py), and
-    the others keep the relevance None. A candidate whose picture cannot be read is left out, and a note says so.
-    `pause` is called between groups of pairs; what it raises is passed on.
+    the others keep the relevance None. Of each question at most the `most` strongest are. A candidate whose picture
+    cannot be read is left out, and a note says so. `pause` is called between groups of pairs; what it raises is passed
+    on.
     """
     scores: dict[RowAndImage, Relevance] = {}
     unreadable: dict[RowAndImage, str] = {}
     planned = {row: waves.waves_of(of_question, tools.options.depth) for row, of_question in enumerate(candidates)}
+    beyond: dict[int, list[Candidate]] = {}
+    cut: set[int] = set()
+    for row, all_waves in planned.items() if most is not None else ():
+        planned[row], beyond[row] = waves.cut(all_waves, most or 0)
     while planned := {row: left for row, left in planned.items() if left}:
         pairs = [(row, candidate) for row, left in planned.items() for candidate in left[0]]
         _score(questions, pairs, scores, unreadable, tools, pause)
-        planned = {
-            row: [] if _is_done(candidates[row], row, left[1:], scores, tools) else left[1:]
+        open_rows = {
+            row: left[1:]
             for row, left in planned.items()
+            if not _is_done(candidates[row], row, [*left[1:], beyond.get(row, [])], scores, tools)
         }
-    return [_ranked(row, of_question, scores, unreadable, tools) for row, of_question in enumerate(candidates)]
+        cut |= {row for row, left in open_rows.items() if not left}
+        planned = open_rows
+    ranked = [_ranked(row, of_question, scores, unreadable, tools) for row, of_question in enumerate(candidates)]
+    return [replace(result, cut_to=most) if row in cut else result for row, result in enumerate(ranked)]
 
 
 def _is_done(
@@ -313,6 +328,9 @@ def _as_answer(
     tools: AnswerTools,
 ) -> Answer:
     notes = list(reranked.notes)
+    if reranked.cut_to is not None:
+        stamp = replace(stamp, depth=f"{stamp.depth}{CUT}{reranked.cut_to}")
+        notes.append(f"a limit of the job left time for the {reranked.cut_to} strongest candidates")
     if text is None:
         is_filtered = tools.options.filter is not None or question.filter is not None
         notes.insert(0, _why_no_evidence(reranked, stamp, is_filtered))
@@ -341,6 +359,8 @@ def _why_no_evidence(reranked: RerankedQuestion, stamp: ModelStamp, is_filtered:
             return f"no caption{' of a picture that the filter leaves' * is_filtered} has a word of the question"
         return "the filter leaves no picture" if is_filtered else "the archive has no readable picture"
     best = reranked.candidates[0]
+    if best.relevance is None:
+        return "none of the candidates that a limit of the job left time for can be read"
     return (
         f"no picture is relevant enough: the best, {best.image.source}, has a relevance of {best.relevance:.3f}, below "
         f"the threshold of {stamp.threshold:.3f}"

@@ -109,25 +109,28 @@ def split_if_large(
     find_candidates: FindCandidates,
     cost: Cost,
     pause: Callable[[], None],
+    left_s: float | None = None,
 ) -> bool:
     """Split the leased shard if its open questions would take too long together; returns whether it was split.
 
-    Does nothing while the pace of this process is unknown. Little work is divided among all live slots. `pause` is
-    called between two searches; what it raises is passed on.
+    Does nothing while the pace of this process is unknown. Little work is divided among all live slots, and a shard is
+    planned to take at most a quarter of the `left_s` seconds that its job has left. `pause` is called between two
+    searches; what it raises is passed on.
     """
     settings, pace = context.settings, context.resources.pace.seconds_per_cost
+    most_s = settings.shard_seconds if left_s is None else min(settings.shard_seconds, max(0.0, left_s) / 4)
     if pace is None or not questions:
         return False
     most_candidates = context.lease.spec["options"]["top_k"] + MOST_BY_CAPTION
     at_most = pace * len(questions) * ((cost.image + cost.pair) * most_candidates + cost.question)
-    if at_most <= settings.shard_seconds / 3:
+    if at_most <= most_s / 3:
         return False
     candidates: list[list[int]] = []
     for start in range(0, len(questions), _QUESTIONS_PER_SEARCH):
         pause()
         candidates += find_candidates(questions[start : start + _QUESTIONS_PER_SEARCH])
     slots = context.read(live_slots, settings).get(kind_of(context.lease.kind).queue, 1)
-    seconds = shard_seconds(pace * cost.of(candidates), settings.shard_seconds, slots)
+    seconds = shard_seconds(pace * cost.of(candidates), most_s, slots)
     plan = cut(candidates, cost, seconds / pace)
     if len(plan) == 1:
         return False

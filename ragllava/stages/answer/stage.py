@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from sqlalchemy import Connection
 
+from ragllava.errors import ShardInterrupted
+from ragllava.jobs import deadlines, queue
+from ragllava.jobs.deadlines import Room
+from ragllava.jobs.dispatch import live_slots
+from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Answer, Change, NoisyCase, Question
 from ragllava.stages.answer.candidates import find_candidates
 from ragllava.stages.answer.changes import take_over_unchanged
 from ragllava.stages.answer.doubts import DoubtLimits, find_noisy
+from ragllava.stages.answer.parts import DepthPace, depth_key, next_part
 from ragllava.stages.answer.pipeline import (
     HitsByQuestion,
     RerankedQuestion,
@@ -25,7 +31,7 @@ from ragllava.stages.answer.pipeline import (
     retrieve,
 )
 from ragllava.stages.answer.splitting import split_if_large
-from ragllava.stages.answer.tools import AnswerTools, cost_of, prepare
+from ragllava.stages.answer.tools import CUT, AnswerTools, cost_of, prepare
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs import answers
@@ -78,9 +84,44 @@ def answer_stage(context: ShardContext[Resources]) -> None:
             step = context.settings.questions_per_step
             _answer_together(pause, questions[:step], changes, hits)
             questions = questions[step:]
-        if split_if_large(context, questions, partial(_candidate_ids, tools=tools, hits=hits), cost_of(tools), pause):
+        room = _room(context)
+        find = partial(_candidate_ids, tools=tools, hits=hits)
+        if split_if_large(context, questions, find, cost_of(tools), pause, room.left_s if room else None):
             return
-    _answer_together(pause, questions, changes, hits)
+    _answer_all(pause, questions, changes, hits)
+
+
+def _room(context: ShardContext[Resources]) -> Room | None:
+    """What is left of the limits of the job; None for a job without one."""
+    lease = context.lease
+    return context.read(deadlines.room_of, lease.job_id, lease.shard_id) if lease.is_limited else None
+
+
+def _answer_all(pause: Pauses, questions: Sequence[Question], changes: ChangesByQuestion, hits: HitsByQuestion) -> None:
+    """Answer all questions together, or, of a job with a limit, in parts (parts.py).
+
+    Raises ShardInterrupted when the limit is reached.
+    """
+    context, tools = pause.context, pause.tools
+    while questions:
+        room = _room(context)
+        if room is None:
+            _answer_together(pause, questions, changes, hits)
+            return
+        if room.is_over:
+            context.read(deadlines.expire_if_due, context.lease.job_id)
+            raise ShardInterrupted(f"shard {context.lease.shard_id}: a limit of its job is reached")
+        slots = context.read(live_slots, context.settings).get(kind_of(context.lease.kind).queue, 1)
+        part = next_part(room, pace_of(tools), cost_of(tools), tools.options.top_n, len(questions), slots)
+        number = part.questions or context.settings.questions_per_step
+        _answer_together(pause, questions[:number], changes, hits, part.most)
+        questions = questions[number:]
+
+
+def pace_of(tools: AnswerTools) -> DepthPace:
+    """What questions with these options have cost in this process."""
+    pace: DepthPace = tools.resources.pace.of_depth.setdefault(depth_key(tools.options), DepthPace())
+    return pace
 
 
 def _answer_together(
@@ -88,14 +129,28 @@ def _answer_together(
     questions: Sequence[Question],
     changes: ChangesByQuestion,
     hits: HitsByQuestion,
+    most: int | None = None,
 ) -> None:
-    """Rerank for all questions together, as they share pictures; then answer a sub-batch at a time and commit it behind
-    the fence, together with the noisy cases among its answers."""
+    """Answer these questions and commit a sub-batch at a time behind the fence, with the noisy cases among its answers.
+
+    Of each question at most the `most` strongest candidates are reranked.
+    """
+    context = pause.context
+    for results, cases in answer_steps(pause, questions, hits, most):
+        changed = [replace(answer, changes=changes.get(answer.question_no)) for answer in results]
+        context.commit(_write, context.lease, changed, cases)
+
+
+def answer_steps(
+    pause: Pauses, questions: Sequence[Question], hits: HitsByQuestion, most: int | None = None
+) -> Iterator[tuple[list[Answer], list[NoisyCase]]]:
+    """Rerank for all questions together, as they share pictures; then answer a sub-batch at a time. The pace is learned
+    when all have been taken."""
     context, tools = pause.context, pause.tools
-    lease, settings = context.lease, context.settings
+    settings = context.settings
     started, urgent_s = time.monotonic(), pause.seconds
     reranked = isolate_failures(
-        questions, lambda batch: rerank(batch, retrieve(batch, tools, hits, pause), tools, pause)
+        questions, lambda batch: rerank(batch, retrieve(batch, tools, hits, pause), tools, pause, most)
     )
     rows = sorted(zip(questions, reranked, strict=True), key=lambda row: _evidence_key(row[1]))
     limits = DoubtLimits.of(settings, tools.options.top_n)
@@ -103,13 +158,20 @@ def _answer_together(
     for start in range(0, len(rows), settings.questions_per_step):
         pause()
         step = rows[start : start + settings.questions_per_step]
-        results = [replace(answer, changes=changes.get(answer.question_no)) for answer in _answer_each(step, tools)]
+        results = _answer_each(step, tools)
         pause()
-        cases = find_noisy([question for question, _ in step], results, limits, again)
-        context.commit(_write, lease, results, cases)
-    ids = ([c.image.image_id for c in row.candidates] for row in reranked if isinstance(row, RerankedQuestion))
+        yield results, find_noisy([question for question, _ in step], results, limits, again)
     took_s = time.monotonic() - started - (pause.seconds - urgent_s)
-    context.resources.pace.learn(took_s, cost_of(tools).of(ids))
+    _learn(tools, took_s, [row for row in reranked if isinstance(row, RerankedQuestion)], most)
+
+
+def _learn(tools: AnswerTools, took_s: float, reranked: Sequence[RerankedQuestion], most: int | None) -> None:
+    """The pace of all candidates, by which shards are planned, is not learned where a limit cut them."""
+    cost = cost_of(tools)
+    if most is None:
+        tools.resources.pace.learn(took_s, cost.of([c.image.image_id for c in row.candidates] for row in reranked))
+    read = [[c.image.image_id for c in row.candidates if c.relevance is not None] for row in reranked]
+    pace_of(tools).learn(took_s, read, cost, [row.cut_to is not None for row in reranked])
 
 
 def _evidence_key(reranked: RerankedQuestion | Answer) -> tuple[int, tuple[int, ...]]:
@@ -132,6 +194,13 @@ def _answer_each(rows: Sequence[tuple[Question, RerankedQuestion | Answer]], too
 
 
 def _write(connection: Connection, lease: Lease, results: list[Answer], cases: list[NoisyCase]) -> None:
+    cuts = [
+        int(answer.models.depth.rpartition(CUT)[2])
+        for answer in results
+        if answer.models and CUT in answer.models.depth
+    ]
+    if cuts:
+        queue.note_depth(connection, lease, min(cuts))
     answers.insert_answers(connection, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results)
     noisy.insert_cases(connection, lease.archive_id, lease.job_id, cases)
 

@@ -21,9 +21,11 @@ from ragllava.filters import metadata_keys, parse_where
 from ragllava.imaging.decode import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import WITH_PICTURES, JobView, NewJob
+from ragllava.jobs.deadlines import NO_LIMITS, JobLimits
 from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Question, Retrieval
 from ragllava.settings import Settings
+from ragllava.stages.answer.estimating import estimate_job
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.record_files.layouts import UNSTORABLE
 from ragllava.stages.results.outbox import Outbox
@@ -57,6 +59,7 @@ class Submission:
     outbox: Outbox | None = None
     name: str | None = None  # of the job, for people
     owner: str | None = None  # of the job; None: that of the session
+    limits: JobLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,10 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
     if how.owner is not None:
         connection.execute(select(func.set_config(OWNER, how.owner, True)))
     delivery = {"outbox": to_json(how.outbox)} if how.outbox else {}
+    estimate = None
+    if how.priority < Priority.URGENT:
+        number, archive_id = len(file.valid), searched.archive_id
+        estimate = estimate_job(connection, settings, archive_id, options, number, how.priority).as_json()
     job_id, is_new = control.create(
         connection,
         NewJob(
@@ -103,6 +110,8 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
             idempotency_key=how.idempotency_key,
             content_digest=digest,
             name=how.name,
+            limits=how.limits,
+            estimate=estimate,
         ),
     )
     if is_new:

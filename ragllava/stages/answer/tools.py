@@ -24,6 +24,7 @@ from ragllava.stores.learning.registry import ModelVersion
 
 # Of the rules in candidates.py: it grows when the same archive gives a question other candidates.
 RETRIEVAL_VERSION = 1
+CUT = "-cut-"  # in the stamp, between the version of the depth and the number of candidates that a limit left
 
 
 @dataclass(frozen=True)

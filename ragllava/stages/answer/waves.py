@@ -36,6 +36,16 @@ def waves_of(candidates: Sequence[Candidate], depth: Depth) -> list[list[Candida
     return [wave for wave in waves if wave]
 
 
+def cut(waves: Sequence[Sequence[Candidate]], most: int) -> tuple[list[list[Candidate]], list[Candidate]]:
+    """The waves of the `most` first candidates, and the candidates that are beyond them."""
+    ordered = [candidate for wave in waves for candidate in wave]
+    kept, taken = [], 0
+    for wave in waves:
+        kept.append(list(wave[: max(0, most - taken)]))
+        taken += len(wave)
+    return [wave for wave in kept if wave], ordered[most:]
+
+
 def is_done(reranked: Sequence[Candidate], left: Sequence[Candidate], threshold: float, top_n: int) -> bool:
     """Whether the candidates that were reranked suffice, and those that are left need not be."""
     if not left:

@@ -147,9 +147,15 @@ def output_line(row: ResultRow, endpoint: str, created: int) -> dict[str, Any]:
     return {"id": f"batch_req_{number}", "custom_id": row.custom_id, "response": response, "error": None}
 
 
-def error_line(row: ResultRow, stopped: tuple[str, str]) -> dict[str, Any]:
-    """A line of the error file; `stopped` are the code and the sentence of a question that was not asked any more."""
-    code, message = (row.error_code, row.error) if row.status is not AnswerStatus.CANCELLED else stopped
+_STOPPED = {
+    AnswerStatus.EXPIRED: ("batch_expired", "the time of the batch was over before this question was answered"),
+    AnswerStatus.CANCELLED: ("batch_cancelled", "the batch was cancelled before this question was answered"),
+}
+
+
+def error_line(row: ResultRow) -> dict[str, Any]:
+    """A line of the error file, also of a question that was not asked any more."""
+    code, message = _STOPPED.get(row.status, (row.error_code, row.error))
     error = {"code": code or "failed", "message": message, "param": None, "line": row.line}
     return {"id": f"batch_req_{_number(row)}", "custom_id": row.custom_id, "response": None, "error": error}
 

@@ -16,12 +16,13 @@ from typing import IO, Any
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import Conflict, InvalidInput, LineError, ObjectMissing, SettingsError, UsageError
-from ragllava.jobs import control
+from ragllava.jobs import control, deadlines
+from ragllava.jobs.deadlines import JobLimits
 from ragllava.jobs.ending import end_job
 from ragllava.jobs.isolation import Isolation
-from ragllava.jobs.states import JobState
+from ragllava.jobs.states import STOPPING_JOB_STATES, JobState
 from ragllava.json_records import from_json
-from ragllava.records import AnswerOptions, FileFormat
+from ragllava.records import AnswerOptions, AnswerStatus, FileFormat
 from ragllava.settings import Settings
 from ragllava.stages.answer.asked_pictures import AskedPictures
 from ragllava.stages.answer.question_files import BatchRules, QuestionFile, read_questions
@@ -45,10 +46,6 @@ _ERRORS_SHOWN = 100
 _STOPPING_S = 5.0
 _EXPIRED_AT_ONCE = 100
 _OUTPUT, _ERRORS = "output", "errors"
-_STOPPED = {
-    "expired": ("batch_expired", "the time of the batch was over before this question was answered"),
-    "cancelled": ("batch_cancelled", "the batch was cancelled before this question was answered"),
-}
 
 
 def process_batches(engine: Engine, settings: Settings, objects: ObjectStore) -> int:
@@ -144,6 +141,7 @@ def _submit(connection: Connection, settings: Settings, batch: Batch, file: Ques
         idempotency_key=f"batch {batch.batch_id}",
         name=batch.batch_id,
         owner=batch.owner,
+        limits=JobLimits(at=batch.expires_at),
     )
     submitted = submit_questions(connection, settings, file, how)
     batches.set_job(connection, batch.batch_id, submitted.job_id)
@@ -151,11 +149,13 @@ def _submit(connection: Connection, settings: Settings, batch: Batch, file: Ques
 
 
 def _stop(engine: Engine, batch: Batch) -> int:
-    """Cancel the job; the answers that it has stay."""
+    """Stop the job; the answers that it has stay. The job has the deadline of the batch, so that it stops by itself
+    when the time is over; then this only notes it."""
     job_id, _ = _job_of(batch)
     if batch.cancelling_at is None:
         in_transaction(engine, batches.set_overdue, batch.batch_id)
-    if batch.job_state != JobState.CANCELLING:
+        in_transaction(engine, deadlines.expire_if_due, job_id, batch.expires_at)
+    elif batch.job_state not in STOPPING_JOB_STATES:
         try:
             in_transaction(engine, control.cancel, job_id)
         except Conflict:  # it has ended meanwhile
@@ -168,7 +168,7 @@ def _finish(engine: Engine, objects: ObjectStore, batch: Batch) -> int:
     """Write the files of a batch whose job has ended, then end the batch in one transaction."""
     ended = _ended_as(batch)
     with tempfile.TemporaryDirectory() as folder:
-        lines, tokens = _write_lines(engine, batch, Path(folder), _STOPPED[ended if ended in _STOPPED else "cancelled"])
+        lines, tokens = _write_lines(engine, batch, Path(folder))
         files = {kind: _store(objects, batch, Path(folder), kind, count) for kind, count in lines.items() if count}
     return int(in_transaction(engine, _end, batch, ended, files, lines, tokens))
 
@@ -202,21 +202,19 @@ def _end(
 
 def _ended_as(batch: Batch) -> str:
     """A batch whose last question was answered in time is completed, whatever was asked for afterwards."""
-    if batch.job_state != JobState.CANCELLED:
-        return "completed"
-    return "expired" if batch.overdue_at is not None and batch.cancelling_at is None else "cancelled"
+    if batch.job_state == JobState.CANCELLED:
+        return "cancelled"
+    return "expired" if (batch.job_counts or {}).get(AnswerStatus.EXPIRED) else "completed"
 
 
-def _write_lines(
-    engine: Engine, batch: Batch, folder: Path, stopped: tuple[str, str]
-) -> tuple[dict[str, int], dict[str, int] | None]:
+def _write_lines(engine: Engine, batch: Batch, folder: Path) -> tuple[dict[str, int], dict[str, int] | None]:
     """The lines of the two files; returns how many each has, and the tokens of all answers if they were counted."""
     lines = {_OUTPUT: 0, _ERRORS: 0}
     tokens: dict[str, int] | None = {"input_tokens": 0, "output_tokens": 0}
     with (folder / _OUTPUT).open("w") as output, (folder / _ERRORS).open("w") as errors:
         for row in _rows(engine, batch):
             kind, file = (_OUTPUT, output) if is_answer(row) else (_ERRORS, errors)
-            _write_line(file, batch, row, stopped)
+            _write_line(file, batch, row)
             lines[kind] += 1
             tokens = _added(tokens, row) if kind == _OUTPUT else tokens
     return lines, tokens
@@ -230,9 +228,9 @@ def _added(tokens: dict[str, int] | None, row: ResultRow) -> dict[str, int] | No
     return {"input_tokens": tokens["input_tokens"] + read, "output_tokens": tokens["output_tokens"] + written}
 
 
-def _write_line(file: IO[str], batch: Batch, row: ResultRow, stopped: tuple[str, str]) -> None:
+def _write_line(file: IO[str], batch: Batch, row: ResultRow) -> None:
     created = _job_of(batch)[1]
-    line = output_line(row, batch.endpoint, created) if is_answer(row) else error_line(row, stopped)
+    line = output_line(row, batch.endpoint, created) if is_answer(row) else error_line(row)
     file.write(json.dumps(line) + "\n")
 
 

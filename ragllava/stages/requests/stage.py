@@ -1,4 +1,5 @@
-"""The stage of requests: a search, or relevances, with the models that the worker has loaded already."""
+"""The stage of requests: a search, relevances, or a timed sample, with the models that the worker has loaded
+already."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from ragllava.json_records import from_json, to_json
 from ragllava.records import AnswerOptions, FoundImage
 from ragllava.stages.answer.lookup import search_archive
 from ragllava.stages.requests.scoring import ScoreRequest, score_pairs
+from ragllava.stages.requests.timing import time_questions
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs import requests
 from ragllava.stores.jobs.requests import Operation
@@ -47,6 +49,10 @@ def _search(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"found": list(map(_as_stored, found))}
 
 
+def _time(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
+    return to_json(time_questions(context, body))  # type: ignore[no-any-return]
+
+
 def _as_stored(found: FoundImage) -> dict[str, Any]:
     """By the image's id alone: its caption may be removed while the result is stored."""
     names = ("picture_rank", "retrieval_score", "caption_rank", "caption_score")
@@ -63,4 +69,5 @@ def _archive_name(connection: Connection, job_id: int) -> str:
 _OPERATIONS: Mapping[Operation, Callable[[Context, Mapping[str, Any]], dict[str, Any]]] = {
     Operation.SCORE: _score,
     Operation.SEARCH: _search,
+    Operation.TIME: _time,
 }

@@ -23,6 +23,7 @@ from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
 from ragllava.records import AnswerStatus, Candidate, FileFormat, evidence_of
+from ragllava.stages.results.notices import announce_end
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores.access import webhooks
@@ -182,6 +183,7 @@ def _publish_locked(engine: Engine, objects: ObjectStore, job: JobView) -> None:
 def _store_result(connection: Connection, job: JobView, result: dict[str, Any]) -> None:
     control.set_result(connection, job, result)
     webhooks.announce_end(connection, job.job_id)
+    announce_end(connection, job)
 
 
 def kept_folder(job_id: int) -> str:

@@ -47,8 +47,9 @@ class ReportSummary:
     """What is shown above the cards. `by_status` counts all questions of the job, also those without a card.
 
     `models` is a ModelStamp as JSON. `caution` is what to know before trusting the answers. `refresh` says what a
-    refresh asked again, None for other jobs. `all_results` is the command that writes the results of all questions; it
-    is shown when some have no card, beside `all_pages`, the command that writes a page for each MAX_CARDS of them.
+    refresh asked again, None for other jobs; `plan` what was expected of the job, and its limits. `all_results` is the
+    command that writes the results of all questions; it is shown when some have no card, beside `all_pages`, the
+    command that writes a page for each MAX_CARDS of them.
     """
 
     archive: str
@@ -60,6 +61,7 @@ class ReportSummary:
     figures: tuple[Figure, ...] = ()
     caution: str | None = None
     refresh: str | None = None
+    plan: str | None = None
     all_results: str = "ragllava results"
     all_pages: str = "ragllava report --all-pages"
     job_id: int | None = None

@@ -206,11 +206,11 @@ def write_results(  # noqa: PLR0913 - each says which columns there are
 
 
 def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
-    """Write the error file, JSONL of the rows that are failed or dead, and return how many."""
+    """Write the error file, JSONL of the rows that are failed, dead or expired, and return how many."""
     lines = (
         {"custom_id": row.custom_id, "line": row.line, "code": row.error_code, "message": row.error}
         for row in rows
-        if row.status in (AnswerStatus.FAILED, AnswerStatus.DEAD)
+        if row.status in (AnswerStatus.FAILED, AnswerStatus.DEAD, AnswerStatus.EXPIRED)
     )
     with output_file(path) as part:
         return write_json_lines(lines, part)

@@ -14,8 +14,9 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import urllib3
@@ -58,9 +59,24 @@ def deliver_due(engine: Engine, settings: Settings) -> int:
         return sum(threads.map(lambda delivery: _deliver(engine, settings, pool, delivery), leased))
 
 
-def signed_headers(secret: str, delivery_id: int, body: bytes, timestamp: int) -> dict[str, str]:
-    """The headers that identify and sign a delivery."""
-    name = f"delivery_{delivery_id}"
+@dataclass(frozen=True, slots=True)
+class WebhookPost:
+    """What is sent where, signed by `secret`; `name` is its id, the same each time that it is sent."""
+
+    url: str
+    secret: str
+    name: str
+    body: bytes
+
+
+def post_all(posts: Sequence[WebhookPost]) -> list[tuple[str | None, bool]]:
+    """Send several at once; of each what went wrong, None for nothing, and whether a repetition is of no use."""
+    with urllib3.PoolManager(timeout=_TIMEOUT, retries=False) as pool, ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(lambda post: _post(pool, post), posts))
+
+
+def signed_headers(secret: str, name: str, body: bytes, timestamp: int) -> dict[str, str]:
+    """The headers that identify and sign what is sent."""
     key = base64.b64decode(secret.removeprefix(_MARK))
     digest = hmac.new(key, f"{name}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return {
@@ -82,7 +98,8 @@ def _deliver(engine: Engine, settings: Settings, pool: urllib3.PoolManager, deli
     try:
         require_allowed(settings, delivery.url)  # the settings may have changed since
         body = json.dumps(_body(engine, delivery)).encode()
-        error, is_final = _post(pool, delivery, body)
+        post = WebhookPost(delivery.url, delivery.secret, f"delivery_{delivery.delivery_id}", body)
+        error, is_final = _post(pool, post)
     except UsageError as refused:
         error, is_final = str(refused), True
     except RagllavaError as failed:
@@ -97,13 +114,13 @@ def _deliver(engine: Engine, settings: Settings, pool: urllib3.PoolManager, deli
     return False
 
 
-def _post(pool: urllib3.PoolManager, delivery: LeasedDelivery, body: bytes) -> tuple[str | None, bool]:
+def _post(pool: urllib3.PoolManager, post: WebhookPost) -> tuple[str | None, bool]:
     """What went wrong, None for nothing; and whether a repetition is of no use."""
-    headers = signed_headers(delivery.secret, delivery.delivery_id, body, int(time.time()))
+    headers = signed_headers(post.secret, post.name, post.body, int(time.time()))
     sent = {"content-type": "application/json", "user-agent": "ragllava", **headers}
     try:
         # A redirect would lead where nobody has allowed it; the answer is not read.
-        answer = pool.request("POST", delivery.url, body=body, headers=sent, redirect=False, preload_content=False)
+        answer = pool.request("POST", post.url, body=post.body, headers=sent, redirect=False, preload_content=False)
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         return f"{type(error).__name__}: {error}"[:500], False
     answer.close()

@@ -45,6 +45,7 @@ _BY_ARCHIVE = (
     "held_removals",
     "batches",
     "webhooks",
+    "notices",
 )
 _BY_JOB = (
     "shards",
@@ -67,6 +68,7 @@ POLICIES: dict[str, str] = {
     **{table: _of("bindings", f"bindings.id = {table}.binding_id") for table in _BY_BINDING},
     "schedule_runs": _of("schedules", "schedules.id = schedule_runs.schedule_id"),
     "deliveries": _of("webhooks", "webhooks.id = deliveries.webhook_id"),
+    "mailings": _of("notices", "notices.id = mailings.notice_id"),
     "embeddings": _of("indexes", "indexes.id = embeddings.index_id"),
     # An empty list would be contained in every other one.
     "uploads": f"{_SEES_ALL} OR (archives <@ {_IDS} AND cardinality(archives) > 0)",

@@ -25,6 +25,7 @@ class Operation(StrEnum):
 
     SEARCH = "search"  # images of an archive
     SCORE = "score"  # relevances of pairs
+    TIME = "time"  # how long questions take
 
 
 class Fault(StrEnum):

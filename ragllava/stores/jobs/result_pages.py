@@ -17,8 +17,6 @@ from ragllava.stores.jobs.outcomes import LATEST_ANSWER
 from ragllava.stores.schema import jobs
 
 _SEARCHED_AT_ONCE = 10_000  # questions in a statement
-_LEAST_QUESTIONS = 5  # of a job whose pace says anything
-_JOBS_TO_GO_BY = 8
 _SEARCHING_S = 0.12  # after which a page ends, also if it is not full
 
 
@@ -72,26 +70,14 @@ def find_rows(connection: Connection, job_id: int, query: ResultQuery) -> RowsAf
 
 
 def failures_by_code(connection: Connection, job_id: int) -> dict[str, int]:
-    """The failed and dead questions of a job by their error code, the most frequent first."""
+    """The failed, dead and expired questions of a job by their error code, the most frequent first."""
     query = text("""
         SELECT coalesce(error_code, status), count(*) FROM answers a
-        WHERE job_id = :job_id AND status IN ('failed', 'dead') AND NOT EXISTS (
+        WHERE job_id = :job_id AND status IN ('failed', 'dead', 'expired') AND NOT EXISTS (
             SELECT FROM answers b WHERE b.job_id = a.job_id AND b.question_no = a.question_no AND b.run_no > a.run_no)
         GROUP BY 1 ORDER BY 2 DESC, 1
     """)
     return dict(connection.execute(query, {"job_id": job_id}).all())
-
-
-def paces(connection: Connection, archive_id: int) -> list[float]:
-    """Seconds for each question in the last ended jobs of an archive that answered some; the newest first."""
-    query = text("""
-        SELECT extract(epoch FROM finished_at - started_at) / total FROM jobs
-        WHERE archive_id = :archive_id AND kind = 'answer' AND total >= :least AND started_at IS NOT NULL
-              AND state IN ('completed', 'completed_with_errors')
-        ORDER BY id DESC LIMIT :jobs
-    """)
-    values = {"archive_id": archive_id, "least": _LEAST_QUESTIONS, "jobs": _JOBS_TO_GO_BY}
-    return [float(seconds) for seconds in connection.scalars(query, values)]
 
 
 _ALL = """
@@ -111,7 +97,7 @@ _CONDITIONS = {
     ResultFilter.ANSWERED: "a.status = 'answered'",
     ResultFilter.NO_EVIDENCE: "a.status = 'no_evidence'",
     ResultFilter.LOW: f"a.status = 'answered' AND {_BEST} < :below",
-    ResultFilter.FAILED: "a.status IN ('failed', 'dead') AND (CAST(:code AS text) IS NULL"
+    ResultFilter.FAILED: "a.status IN ('failed', 'dead', 'expired') AND (CAST(:code AS text) IS NULL"
     " OR coalesce(a.error_code, a.status) = :code)",
     ResultFilter.CHANGED: "q.previous IS NOT NULL"
     " AND (q.previous ->> 'status', q.previous ->> 'answer') IS DISTINCT FROM (a.status, a.text)",

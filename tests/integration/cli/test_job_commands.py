@@ -105,3 +105,23 @@ def test_wait_tells_by_its_exit_code_how_the_jobs_ended(client: Client, run: Run
     assert run("jobs", "wait", 1, 3)[0] == 1
     code, out, err = run("jobs", "wait", 1, 999)
     assert (code, out) == (1, "") and "there is no job 999" in err
+
+
+def test_an_estimate_submits_nothing_and_a_job_shows_its_limits(client: Client, run: Run, tmp_path: Path) -> None:
+    file, archive = tmp_path / "two.jsonl", ("--archive", ARCHIVE)
+    before = len(listed(run))
+    code, out, err = run("submit", file, *archive, "--estimate")
+    assert code == 0 and out.startswith("time: unknown\n"), (out, err)
+    assert "counted: 1 valid question," in out and "workers: none is ready" in out
+    estimate = json.loads(run("submit", file, *archive, "--estimate", "--json")[1])
+    assert (estimate["questions"], estimate["time"], estimate["basis"]) == (1, None, "nothing")
+    code, _, err = run("submit", file, *archive, "--deadline", "yesterday")
+    assert code == 1 and "neither a duration" in err
+    assert len(listed(run)) == before
+
+    code, out, err = run("submit", file, *archive, "--deadline", "2h", "--max-gpu-seconds", "12.5")
+    assert code == 0, err
+    shown = run("jobs", "show", "latest")[1]
+    assert "estimated: unknown" in shown and "budget 12.5 GPU seconds" in shown and "\ndeadline " in shown
+    newest = listed(run, "--limit", 1)[0]
+    assert newest["deadline_at"] is not None and newest["max_gpu_s"] == 12.5

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, event, select, text, update
 
-from ragllava.jobs import closing, control, dispatch, ending, queue
+from ragllava.jobs import closing, control, dispatch, ending, queue, stopping
 from ragllava.jobs.locking import lock_job
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import JobState
@@ -96,7 +96,7 @@ def test_shards_are_added_to_a_job_whose_row_is_locked(desk: Desk) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a job of 20 inputs were large."""
-    monkeypatch.setattr(queue, "ENDED_AT_ONCE", 4)
+    monkeypatch.setattr(stopping, "ENDED_AT_ONCE", 4)
     monkeypatch.setattr(control, "ENDED_AT_ONCE", 4)
     monkeypatch.setattr(closing, "COUNTED_AT_ONCE", 4)
 
@@ -109,7 +109,7 @@ def test_a_large_job_is_cancelled_in_parts_while_its_row_is_free(desk: Desk) -> 
     with desk.engine.begin() as connection:
         control.cancel(connection, job_id)
     with desk.engine.begin() as connection:
-        assert queue.cancel_waiting_shards(connection, job_id)
+        assert stopping.stop_waiting_shards(connection, job_id)
         with desk.engine.begin() as elsewhere:
             elsewhere.execute(text("SET LOCAL lock_timeout = 500"))
             assert lock_job(elsewhere, job_id) is not None

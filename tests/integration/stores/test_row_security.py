@@ -66,7 +66,10 @@ _ROWS = """
     INSERT INTO requests (job_id, operation, body) VALUES (:a, 'score', '{}');
     INSERT INTO webhooks (id, owner, archive_id, url, kinds, secret) OVERRIDING SYSTEM VALUE
         VALUES (:a, 'x', :a, 'x', '{answer}', 'x');
-    INSERT INTO deliveries (webhook_id, job_id, finished_at) VALUES (:a, :a, now())
+    INSERT INTO deliveries (webhook_id, job_id, finished_at) VALUES (:a, :a, now());
+    INSERT INTO notices (id, event, subject, archive_id, job_id, facts) OVERRIDING SYSTEM VALUE
+        VALUES (:a, 'job_ended', 'x' || :a, :a, :a, '{}');
+    INSERT INTO mailings (notice_id, target) VALUES (:a, 'x')
 """
 
 
@@ -114,7 +117,7 @@ def count(connection: Connection, table: str) -> int:
 
 
 def test_every_table_of_an_archive_has_a_policy() -> None:
-    parents = {"archive_id", "job_id", "binding_id", "index_id", "schedule_id"}
+    parents = {"archive_id", "job_id", "binding_id", "index_id", "schedule_id", "notice_id"}
     owned = {name for name, table in metadata.tables.items() if parents & set(table.c.keys())}
     assert owned | {"archives"} == (set(POLICIES) | UNSECURED)
 

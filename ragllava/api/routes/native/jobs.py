@@ -19,6 +19,7 @@ from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Route
 from ragllava.api.routes.native.archives import RemovalObject, RemovalQuery, removal_object
 from ragllava.api.routes.native.shared import Json, Line, LongText, Where, json_of, page_of
 from ragllava.client import AccessRole, AnswerOptions, JobKind, JobState, JobView, Priority, Retrieval, seconds_left
+from ragllava.client.checking import MOST_GPU_SECONDS
 from ragllava.records import PRIORITIES, Depth
 
 routes = Routes("Jobs")
@@ -28,7 +29,11 @@ _MAX_QUESTIONS = 50_000
 
 
 class AnswerChoices(Body):
-    """How questions are answered; `threshold` null: the reranker's own, `where`: a condition on metadata."""
+    """How questions are answered; `threshold` null: the reranker's own, `where`: a condition on metadata.
+
+    What has no answer at the `deadline` (`2h`, `1h30m`, or a time in ISO 8601; UTC without a zone), or when workers
+    were busy with the job for `max_gpu_seconds`, ends as `expired`.
+    """
 
     top_k: Annotated[int, Field(ge=1, le=1_000)] = 20
     top_n: Annotated[int, Field(ge=1, le=20)] = 2
@@ -40,6 +45,8 @@ class AnswerChoices(Body):
     name: Line | None = None
     priority: Literal["low", "normal", "high"] = "normal"
     skip_invalid: bool = False
+    deadline: Line | None = None
+    max_gpu_seconds: Annotated[float, Field(gt=0, le=MOST_GPU_SECONDS)] | None = None
 
     @property
     def options(self) -> AnswerOptions:
@@ -88,8 +95,37 @@ class JobsQuery(Query):
     open: bool = False
 
 
+class SpanObject(Answer):
+    """Seconds: at best, as expected, at worst."""
+
+    low_s: float
+    expected_s: float
+    high_s: float
+
+
+class EstimateObject(Answer):
+    """How long a job would take. `time`: from submit to end; null where it is not known. `busy`: what workers are busy
+    with it, all together. `basis`: `jobs`, `sample` or `nothing` was timed."""
+
+    object: Literal["estimate"] = "estimate"
+    time: SpanObject | None
+    busy: SpanObject | None
+    questions: int
+    candidates: int
+    slots: int
+    basis: str
+    based_on: int
+    jobs_before: int
+    before_s: float | None
+    start_s: float
+    assumptions: list[str]
+
+
 class JobObject(Answer):
-    """A job. `counts` are its inputs by outcome, `seconds_left` an estimate; `detail` is what only its kind has."""
+    """A job. `counts` are its inputs by outcome, `seconds_left` an estimate; `detail` is what only its kind has.
+
+    `estimate` is what was expected when it was made, `timing` what came out; `max_gpu_s` is its budget.
+    """
 
     object: Literal["job"] = "job"
     job: int
@@ -110,6 +146,10 @@ class JobObject(Answer):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    deadline_at: datetime | None
+    max_gpu_s: float | None
+    estimate: Json | None
+    timing: Json | None
     detail: Json | None
 
 
@@ -176,6 +216,24 @@ async def submit_job_file(call: Call[NoQuery, NoBody]) -> SubmittedJob:
         return await call.run(_submit_file, call, form, files["file"].file, files["file"].filename or "")
     finally:
         await close_files(files)
+
+
+class EstimateBody(NewJobBody):
+    """As a job; `sample` questions are timed if no earlier job tells."""
+
+    sample: Annotated[int, Field(ge=0, le=64)] = 32
+
+
+@routes.post("/v1/estimates", needs=AccessRole.ASK, body=EstimateBody, answer=EstimateObject, archive_in="body:archive")
+def estimate_job(call: Call[NoQuery, EstimateBody]) -> EstimateObject:
+    """How long a job of these questions would take. Makes no job, but may time a few questions at a worker."""
+    body, admitted = call.body, partial(call.client.access.admitted, call.principal)
+    rows = [row if isinstance(row, dict) else {"question": row} for row in body.questions]
+    archive, priority = call.archive(body.archive), body.chosen_priority
+    estimate = call.client.questions.estimate(
+        rows, archive, body.options, where=body.where, priority=priority, sample=body.sample, admitted=admitted
+    ).estimate
+    return EstimateObject(**estimate.as_json())
 
 
 @routes.get("/v1/jobs", needs=AccessRole.READ, query=JobsQuery, answer=JobList)
@@ -279,6 +337,8 @@ def submit(call: Call[NoQuery, Any], choices: AnswerChoices, archive: str, sourc
         idempotency_key=call.idempotency_key,
         name=choices.name,
         priority=choices.chosen_priority,
+        deadline=choices.deadline,
+        max_gpu_seconds=choices.max_gpu_seconds,
         admitted=partial(call.client.access.admitted, call.principal),
         count_bytes=call.client.access.count_bytes(call.principal),
     )

@@ -24,6 +24,7 @@ from ragllava.client import (
     ResultQuery,
     seconds_left,
 )
+from ragllava.client.reporting import estimate_line, limit_lines
 from ragllava.console.following import follow_while_signed_in, sight_of
 from ragllava.console.page import ROOT, Context, Done, Pages, Visit
 
@@ -197,8 +198,11 @@ def _job_context(visit: Visit[Any, NoBody], job: JobView) -> dict[str, Any]:
         "is_answers": job.kind == JobKind.ANSWER,
         "shards": visit.client.jobs.troubled_shards(job.job_id)[:20],
         "detail": job.detail_json(),
+        "plan": {"estimate": estimate_line(job), "limits": list(limit_lines(job))},
         "may_change": visit.may(AccessRole.ASK),
-        "has_failures": any(job.progress.by_status.get(status) for status in ("failed", "dead", "cancelled")),
+        "has_failures": any(
+            job.progress.by_status.get(status) for status in ("failed", "dead", "expired", "cancelled")
+        ),
         "csrf": visit.csrf,
     }
 
@@ -212,7 +216,7 @@ def _rows_context(visit: Visit[RowsQuery, NoBody], job: JobView) -> dict[str, An
     )
     counts = job.progress.by_status
     is_refresh = job.refresh is not None
-    has_failed = bool(counts.get("failed") or counts.get("dead"))
+    has_failed = bool(counts.get("failed") or counts.get("dead") or counts.get("expired"))
     return {
         "page": page,
         "query": query,

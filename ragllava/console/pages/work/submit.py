@@ -79,7 +79,9 @@ def _checked(visit: Visit[NoQuery, JobFileForm]) -> dict[str, Any]:
     checked, problem = None, None
     try:
         with named_file(file.file, file.filename or "") as path:
-            checked = visit.client.questions.check(path, archive, form.options, where=form.where)
+            checked = visit.client.questions.check(
+                path, archive, form.options, where=form.where, priority=form.chosen_priority
+            )
     except UsageError as error:
         problem = str(error)
     return _of_checked(checked) | {"problem": problem, "file_name": file.filename}

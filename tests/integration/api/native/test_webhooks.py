@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import json
 import random
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
@@ -25,43 +18,13 @@ from ragllava.stages.webhooks.origins import require_allowed
 from ragllava.stores.objects import ObjectStore
 from tests.support.api_server import open_front
 from tests.support.job_rows import Desk
-
-
-@dataclass
-class Receiver:
-    """A web server that keeps what it gets, and answers with the next of its statuses, at last 200."""
-
-    address: str = ""
-    statuses: list[int] = field(default_factory=list)
-    received: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+from tests.support.web_receiver import Receiver, check_signature, receiving
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            receiver.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
-            self.send_response(receiver.statuses.pop(0) if receiver.statuses else 200)
-            self.send_header("location", f"{receiver.address}/elsewhere")
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Silent."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with receiving() as receiver:
         yield receiver
-    finally:
-        server.shutdown()
-        thread.join(30)
-        server.server_close()
 
 
 @pytest.fixture
@@ -107,10 +70,7 @@ def test_the_end_of_a_job_is_told_once_and_signed(desk: Desk, client: Client, re
         {"answered": 2},
     )
 
-    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
-    assert headers["webhook-signature"] == f"v1,{expected}"
+    check_signature(secret, headers, body)
 
     publish_missing_results(desk.engine, ObjectStore(desk.settings))
     make_due(desk)

@@ -1,0 +1,1 @@
+"""People are told what has happened, by mail and by webhook, as the rules of the settings say."""

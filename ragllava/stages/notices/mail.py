@@ -1,0 +1,49 @@
+"""Mails over SMTP. They are plain text, and their content is a notice: no picture, no caption."""
+
+from __future__ import annotations
+
+import smtplib
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.message import EmailMessage
+from email.utils import format_datetime
+
+from ragllava.settings import Settings
+from ragllava.stages.notices.texts import body_of, subject_of
+from ragllava.stores.maintenance.notices import Notice
+
+_TIMEOUT_S = 10.0
+_PORTS = {"starttls": 587, "tls": 465, "none": 25}
+
+
+def compose(settings: Settings, notice: Notice, mailing_id: int, receiver: str) -> EmailMessage:
+    """The mail of a mailing. Its id stays the same, so that a receiver can recognise a repetition."""
+    sender = settings.smtp_sender or ""
+    mail = EmailMessage()
+    mail["From"], mail["To"] = sender, receiver
+    mail["Subject"] = subject_of(notice)
+    mail["Date"] = format_datetime(notice.created_at)
+    mail["Message-ID"] = f"<ragllava-{notice.notice_id}-{mailing_id}@{sender.rpartition('@')[2].rstrip('>')}>"
+    mail["Auto-Submitted"] = "auto-generated"
+    mail.set_content(body_of(notice))
+    return mail
+
+
+@contextmanager
+def mail_session(settings: Settings) -> Iterator[smtplib.SMTP]:
+    """A session with the mail server, signed in if the settings have a user. Raises OSError and SMTPException."""
+    host, _, port = (settings.smtp_host or "").partition(":")
+    where = host, int(port) if port else _PORTS[settings.smtp_security]
+    context = ssl.create_default_context()
+    if settings.smtp_security == "tls":
+        session: smtplib.SMTP = smtplib.SMTP_SSL(*where, timeout=_TIMEOUT_S, context=context)
+    else:
+        session = smtplib.SMTP(*where, timeout=_TIMEOUT_S)
+    with session:
+        if settings.smtp_security == "starttls":
+            session.starttls(context=context)
+        if settings.smtp_user is not None:
+            password = settings.smtp_password.get_secret_value() if settings.smtp_password else ""
+            session.login(settings.smtp_user, password)
+        yield session

@@ -1,0 +1,186 @@
+"""Deadlines and budgets: what has no outcome when a limit is reached ends as expired, and everything adds up."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+
+from ragllava.errors import ShardInterrupted
+from ragllava.jobs import control, deadlines, ending, queue
+from ragllava.jobs.deadlines import JobLimits
+from ragllava.jobs.runner import ShardContext, run_shard
+from ragllava.jobs.states import JobState
+from ragllava.records import JobKind, Priority
+from ragllava.settings import Settings
+from ragllava.stages.resources import Resources
+from ragllava.stores.database import seconds
+from ragllava.stores.schema import jobs, shards
+from tests.support.job_rows import WORKER, Desk
+from tests.support.workshop import stages_replaced
+
+DAY = JobLimits(within_s=86_400.0)
+
+
+@pytest.fixture
+def desk(engine: Engine, settings: Settings) -> Desk:
+    desk = Desk(engine, settings)
+    desk.live_worker()
+    return desk
+
+
+def move_deadline(desk: Desk, job_id: int, by_s: float) -> None:
+    with desk.engine.begin() as connection:
+        later = {"deadline_at": func.now() + seconds(by_s)}
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(later))
+
+
+def test_at_the_deadline_the_rest_ends_as_expired(desk: Desk) -> None:
+    job_id = desk.questions_job(6, per_shard=2, limits=DAY)
+    desk.answer(desk.claim_next())
+    running = desk.claim_next()
+    assert running.is_limited
+    assert ending.expire_due_jobs(desk.engine) == 0
+    move_deadline(desk, job_id, -1.0)
+    assert ending.expire_due_jobs(desk.engine) == 1
+    job = desk.job(job_id)
+    assert (job.state, job.progress.by_status) == (JobState.EXPIRING, {"answered": 2, "expired": 2})
+    assert desk.dispatch() == []
+    with desk.engine.begin() as connection:
+        assert isinstance(queue.heartbeat(connection, running, 60.0), ShardInterrupted)
+        queue.hand_back(connection, running)
+    job = desk.job(job_id)
+    assert (job.state, job.progress.by_status) == (JobState.COMPLETED_WITH_ERRORS, {"answered": 2, "expired": 4})
+    assert job.error is not None and "the deadline" in job.error
+
+    with desk.engine.begin() as connection:
+        assert control.retry(connection, job_id, per_shard=10) == 4
+    desk.drain()
+    job = desk.job(job_id)
+    assert (job.state, job.progress.by_status, job.deadline_at) == (JobState.COMPLETED, {"answered": 6}, None)
+
+
+def test_a_paused_job_and_one_of_which_nothing_was_done_expire_too(desk: Desk) -> None:
+    paused = desk.questions_job(3, per_shard=2, limits=DAY)
+    desk.answer(desk.claim_next())
+    with desk.engine.begin() as connection:
+        control.pause(connection, paused)
+    untouched = desk.questions_job(3, per_shard=2, limits=DAY)
+    for job_id in (paused, untouched):
+        move_deadline(desk, job_id, -1.0)
+    assert ending.expire_due_jobs(desk.engine) == 2
+    assert desk.job(paused).progress.by_status == {"answered": 2, "expired": 1}
+    ended = desk.job(untouched)
+    assert (ended.state, ended.progress.by_status) == (JobState.FAILED, {"expired": 3})
+
+
+def test_a_budget_counts_what_all_workers_were_busy(desk: Desk) -> None:
+    desk.live_worker("other@test")
+    job_id = desk.questions_job(6, per_shard=2, limits=JobLimits(max_gpu_s=10.0))
+    leases = [desk.claim(shard_id) for shard_id in desk.dispatch()[:2]]
+    for lease, busy_s in zip(leases, (4.0, 5.5), strict=True):
+        assert lease is not None
+        with desk.engine.begin() as connection:
+            queue.heartbeat(connection, lease, 60.0, busy_s)
+    assert ending.expire_due_jobs(desk.engine) == 0
+    with desk.engine.begin() as connection:
+        assert deadlines.room_of(connection, job_id).gpu_left_s == pytest.approx(0.5)
+        assert leases[0] is not None and leases[1] is not None
+        queue.finish(connection, leases[0], 0.75)
+    assert ending.expire_due_jobs(desk.engine) == 1
+    with desk.engine.begin() as connection:
+        queue.note_busy(connection, leases[1], 0.25)
+        queue.hand_back(connection, leases[1])
+    job = desk.job(job_id)
+    assert job.timing is not None and job.timing["busy_s"] == pytest.approx(10.5)
+    assert job.error == "the budget of 10 GPU seconds was used up"
+    assert job.progress.by_status["expired"] >= 4
+
+
+def test_the_earliest_deadline_is_served_first_within_the_priority(desk: Desk) -> None:
+    plain = desk.questions_job(2, per_shard=1)
+    late = desk.questions_job(2, per_shard=1, limits=JobLimits(within_s=9_000.0))
+    soon = desk.questions_job(2, per_shard=1, limits=JobLimits(within_s=900.0))
+    urgent = desk.questions_job(1, per_shard=1, priority=Priority.HIGH)
+    own = update(jobs).values(owner="somebody")
+    with desk.engine.begin() as connection:
+        connection.execute(own)
+        before = {job.job_id: job.jobs_before for job in control.list_jobs(connection)}
+    assert before == {urgent: 0, soon: 1, late: 2, plain: 3}
+    served = []
+    while ready := desk.ids("queued") or desk.dispatch():
+        lease = desk.claim(ready[0])
+        assert lease is not None
+        served.append(lease.job_id)
+        desk.answer(lease)
+    # Two messages for each slot: one may be sent before another job outranks it, but no order is turned round.
+    assert served == [urgent, soon, soon, late, late, plain, plain]
+
+
+def test_other_owners_have_their_share_whatever_the_deadlines(desk: Desk) -> None:
+    hasty = desk.questions_job(3, per_shard=1, limits=JobLimits(within_s=60.0))
+    patient = desk.questions_job(3, per_shard=1)
+    with desk.engine.begin() as connection:
+        for job_id, owner in ((hasty, "a"), (patient, "b")):
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(owner=owner))
+    served = []
+    for _ in range(4):
+        lease = desk.claim_next()
+        served.append(lease.job_id)
+        desk.answer(lease)
+    assert sorted(served[:2]) == sorted(served[2:]) == [hasty, patient]
+
+
+def test_a_worker_stops_its_shard_at_the_deadline_and_closes_the_job(desk: Desk, settings: Settings) -> None:
+    """No tick is needed, and the seconds that it was busy are counted."""
+    job_id = desk.questions_job(4, per_shard=2, limits=JobLimits(within_s=0.4))
+    [shard_id, *_] = desk.dispatch()
+
+    def stage(context: ShardContext[Resources]) -> None:
+        until = time.monotonic() + 30.0
+        while time.monotonic() < until:
+            context.check()
+            time.sleep(0.01)
+
+    with stages_replaced({JobKind.ANSWER: stage}):
+        began = time.monotonic()
+        run_shard(shard_id, WORKER, settings, desk.engine, Resources(settings))
+        took_s = time.monotonic() - began
+    job = desk.job(job_id)
+    assert (job.state, job.progress.by_status) == (JobState.FAILED, {"expired": 4})
+    assert job.timing is not None and 0.1 < job.timing["busy_s"] <= took_s
+
+
+def test_a_stage_that_runs_an_urgent_shard_is_not_busy_meanwhile(desk: Desk, settings: Settings) -> None:
+    bulk = desk.questions_job(2, per_shard=2)
+    [shard_id] = desk.dispatch()
+    single: list[int] = []
+
+    def stage(context: ShardContext[Resources]) -> None:
+        until = time.monotonic() + (0.5 if context.lease.job_id != bulk else 30.0)
+        if context.lease.job_id == bulk:
+            single.append(desk.questions_job(1, per_shard=1, priority=Priority.URGENT))
+            while time.monotonic() < until and not context.give_way():
+                time.sleep(0.01)
+        else:
+            while time.monotonic() < until:
+                time.sleep(0.01)
+
+    with stages_replaced({JobKind.ANSWER: stage}):
+        began = time.monotonic()
+        run_shard(shard_id, WORKER, settings, desk.engine, Resources(settings))
+        took_s = time.monotonic() - began
+    with desk.engine.begin() as connection:
+        busy: dict[Any, float] = dict(connection.execute(select(shards.c.job_id, shards.c.busy_s)).all())
+    assert busy[single[0]] >= 0.5
+    assert sum(busy.values()) <= took_s
+
+
+@pytest.mark.parametrize(
+    ("deadline", "within_s"),
+    [("90s", 90.0), ("2h", 7_200.0), ("1h30m", 5_400.0), ("3d", 259_200.0), (" 1 H ", 3_600.0)],
+)
+def test_durations(deadline: str, within_s: float) -> None:
+    assert deadlines.parse_limits(deadline, None) == JobLimits(within_s=within_s)

@@ -1,0 +1,130 @@
+"""Jobs with a deadline, by the mini models: depth is cut where the forecast is too late, and what is left expires."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import func, update
+
+from ragllava.client.reporting import estimate_line, estimate_lines
+from ragllava.jobs import ending
+from ragllava.jobs.deadlines import JobLimits
+from ragllava.jobs.states import JobState
+from ragllava.records import AnswerOptions, Depth, Retrieval
+from ragllava.stages.answer.estimating import EstimateOutcome, compare_estimate, estimate_job, stored_estimate
+from ragllava.stages.answer.parts import DepthPace, depth_key
+from ragllava.stores.database import in_transaction
+from ragllava.stores.schema import jobs
+from tests.support.workshop import Workshop
+
+OPTIONS = AnswerOptions(top_k=6, retrieval=Retrieval.PICTURE, depth=Depth.FIXED)
+CHOSEN: dict[str, Any] = {"top_k": 6, "retrieval": Retrieval.PICTURE, "depth": Depth.FIXED}
+HOUR = JobLimits(within_s=3_600.0)
+
+
+@pytest.fixture
+def desk(whole_gallery: Workshop) -> Workshop:
+    """Three questions at once, and versions by which a job knows its profile."""
+    whole_gallery.run()  # what other tests have left
+    with whole_gallery.engine.begin() as connection:
+        connection.exec_driver_sql("""UPDATE workers SET versions = '{"profile": "mini"}'""")
+    return whole_gallery.with_settings(questions_per_step=3)
+
+
+def slow(desk: Workshop) -> None:
+    """As if a question with six candidates took a day in this process."""
+    pace = DepthPace(seconds_per_cost=20_000.0)
+    pace.pairs.extend([OPTIONS.top_k] * 4)
+    desk.resources.pace.of_depth[depth_key(OPTIONS)] = pace
+    desk.resources.pace.learn(1.0, cost=1e6)
+
+
+def test_enough_time_changes_nothing(desk: Workshop, ten_questions: list[str]) -> None:
+    free = desk.submit(ten_questions, **CHOSEN).job_id
+    limited = desk.submit(ten_questions, limits=HOUR, **CHOSEN).job_id
+    desk.run()
+    rows, expected = desk.rows(limited), desk.rows(free)
+    assert [(row.status, row.answer, row.models, row.note) for row in rows] == [
+        (row.status, row.answer, row.models, row.note) for row in expected
+    ]
+    assert desk.job(limited).timing is not None and desk.job(limited).timing["cut_to"] is None  # type: ignore[index]
+
+
+def test_a_late_forecast_cuts_the_depth_and_every_result_says_so(desk: Workshop, ten_questions: list[str]) -> None:
+    slow(desk)
+    job_id = desk.submit(ten_questions, limits=HOUR, **CHOSEN).job_id
+    desk.run()
+    rows, job = desk.rows(job_id), desk.job(job_id)
+    cut = [row for row in rows if "-cut-" in (row.models or {})["depth"]]
+    assert cut, "the first question at least"
+    for row in rows:
+        reranked = [candidate for candidate in row.candidates if candidate.relevance is not None]
+        limit = (row.models or {})["depth"].partition("fixed-1")[2]
+        assert len(reranked) == (int(limit.removeprefix("-cut-")) if limit else OPTIONS.top_k) >= OPTIONS.top_n
+        assert {c.retrieval_rank for c in reranked} == set(range(len(reranked))), "the strongest ones"
+        assert (row.note is not None and "a limit of the job" in row.note) == bool(limit)
+    assert job.state is JobState.COMPLETED and job.timing is not None
+    assert job.timing["cut_to"] == OPTIONS.top_n
+
+    in_transaction(desk.engine, _refresh, desk, job_id)
+    desk.run()
+    again = desk.job(job_id + 1)
+    assert again.refresh is not None and again.refresh.because == {"depth": len(cut)}
+
+
+def _refresh(connection: Any, desk: Workshop, job_id: int) -> None:
+    from ragllava.stages.answer.submit import submit_refresh
+
+    submit_refresh(connection, desk.settings, job_id)
+
+
+def test_what_is_left_at_the_deadline_expires_and_is_named(desk: Workshop, ten_questions: list[str]) -> None:
+    """The deadline comes while the first part is answered."""
+    reranker = desk.resources.models.reranker
+
+    class Late:
+        """The real reranker, after whose first call the time is over."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(reranker, name)
+
+        def relevance(self, *args: Any, **options: Any) -> Any:
+            with desk.engine.begin() as connection:
+                connection.execute(update(jobs).where(jobs.c.id == job_id).values(deadline_at=func.now()))
+            return reranker.relevance(*args, **options)
+
+    late = desk.with_models(reranker=Late())
+    job_id = late.submit(ten_questions, limits=HOUR, **CHOSEN).job_id
+    late.run()
+    ending.end_jobs(desk.engine)
+    job, rows = late.job(job_id), late.rows(job_id)
+    assert job.state is JobState.COMPLETED_WITH_ERRORS
+    assert job.progress.by_status == {"answered": 3, "expired": 7}, "the part that was begun is finished"
+    assert [row.custom_id for row in rows] == [f"q{number}" for number in range(10)]
+    assert {row.error for row in rows if row.status == "expired"} == {job.error}
+
+
+def test_the_estimate_of_a_job_is_compared_with_what_came_out(desk: Workshop, ten_questions: list[str]) -> None:
+    options = {**CHOSEN, "top_k": 5}
+    first = desk.submit(ten_questions, **options).job_id
+    unknown = stored_estimate(desk.job(first).estimate)
+    assert unknown is not None and (unknown.time, unknown.basis, unknown.questions) == (None, "nothing", 10)
+    assert estimate_line(desk.job(first)) == "estimated: unknown"
+    desk.run()
+    second = desk.submit(ten_questions, **options).job_id
+    estimate = stored_estimate(desk.job(second).estimate)
+    assert estimate is not None and estimate.time is not None and estimate.busy is not None
+    assert (estimate.basis, estimate.based_on, estimate.candidates, estimate.slots) == ("jobs", 1, 5, 1)
+    timing = desk.job(first).timing
+    assert timing is not None and estimate.busy.expected_s == pytest.approx(timing["busy_s"])
+    assert estimate.busy.low_s < estimate.busy.expected_s < estimate.busy.high_s
+    waiting = in_transaction(desk.engine, estimate_job, desk.settings, desk.archive_id(), AnswerOptions(**options), 5)
+    assert (waiting.jobs_before, waiting.before_s) == (1, pytest.approx(timing["busy_s"] / 2))
+    assert any("1 open job" in line for line in estimate_lines(waiting))
+    desk.run()
+    job = desk.job(second)
+    outcome = compare_estimate(job.estimate, job.timing)
+    assert isinstance(outcome, EstimateOutcome) and outcome.error is not None
+    assert outcome.error == pytest.approx(outcome.took_s / estimate.time.expected_s - 1)
+    assert "than expected" in str(estimate_line(job))
