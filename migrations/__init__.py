@@ -52,8 +52,8 @@ def upgrade(
     """Bring the database to `revision`; does nothing when it is there already.
 
     With an `application_url`, its role is made unless it exists, and gets its rights on the tables of the newest
-    revision. The role of `database_url` owns them. `api_url` names the role of the HTTP API in the same way, `scale_url`
-    that of what starts and stops workers.
+    revision. The role of `database_url` owns them. `api_url` names the role of the HTTP API in the same way, and
+    `scale_url` that of what starts and stops workers.
 
     At the newest revision, the words of archives are written that an older version wrote by other rules or not at all,
     in transactions of their own; with `words`, those of all archives.
@@ -151,8 +151,8 @@ def check(database_url: str) -> tuple[Check, str]:
         if found.problem is not None:
             return Check.TOO_NEW, found.problem
         return Check.USABLE, (
-            f"the database is at revision {found.revision}, newer than this version of RagLLaVA ({REVISION}), which can "
-            "use it all the same"
+            f"the database is at revision {found.revision}, newer than this version of RagLLaVA ({REVISION}), which "
+            "can use it all the same"
         )
     script = ScriptDirectory.from_config(_config())
     missing = len(list(script.iterate_revisions(REVISION, found.revision or "base")))

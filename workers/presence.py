@@ -21,17 +21,17 @@ from sqlalchemy import Engine
 
 from ragllava import __version__
 from ragllava.jobs import queue
-from ragllava.local.vital_signs import VitalSigns
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
 from ragllava.stores.schema_revision import find_problem, require_schema
+from ragllava.vital_signs import VitalSigns
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 FAILURE_SIGNAL = signal.SIGUSR2  # from a child to its parent
-_TABLES_CHECKED_S = 30.0
+TABLES_CHECKED_S = 30.0
 
 
 class Presence:
@@ -98,7 +98,7 @@ class Presence:
         while not self._stop.wait(self._period_s):
             try:
                 self.beat()
-                if self._checks_tables and time.monotonic() - checked_at >= _TABLES_CHECKED_S:
+                if self._checks_tables and time.monotonic() - checked_at >= TABLES_CHECKED_S:
                     checked_at = time.monotonic()
                     self._check_tables()
             except Exception as error:  # noqa: BLE001 - a worker without a beat is alive and gets no work

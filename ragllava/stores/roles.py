@@ -5,7 +5,7 @@ of the server, run programs there, nor drop or change a table. Of the vectors, e
 application makes and drops while it runs, so it owns `embeddings`.
 
 The role of the HTTP API owns nothing, and row-level security shows it the archives that a transaction states
-(stores/access/policies.py). The plain role sees everything. The role for scaling may call one function and nothing else.
+(stores/access/policies.py). The plain role sees everything. The role for scaling calls one function and reads nothing.
 """
 
 from __future__ import annotations

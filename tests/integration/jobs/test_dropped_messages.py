@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 
 from ragllava.settings import Settings
 from ragllava.stages.resources import Resources
@@ -60,3 +60,19 @@ def test_a_shard_that_its_worker_cannot_do_is_dispatched_again(desk: Desk) -> No
         workers.note_refusal(connection, WORKER, job_id, "a test")
     run_message(first, MESSAGE_VERSION, WORKER)
     assert desk.ids("queued") == [first, second]
+
+
+def test_a_message_that_only_newer_workers_read_costs_its_shard_no_attempt(desk: Desk) -> None:
+    """Old and new workers beside each other: what the old ones drop is sent again, until a new one gets it."""
+    desk.questions_job(1, per_shard=1)
+    [shard] = desk.dispatch()
+    run_message(shard, MESSAGE_VERSION + 1, WORKER)
+    assert desk.ids("queued") == [shard]
+    with desk.engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET queued_at = now() - interval '1 hour'"))
+    assert desk.dispatch() == [shard]
+    lease = desk.claim(shard)
+    assert lease is not None
+    desk.answer(lease)
+    with desk.engine.begin() as connection:
+        assert connection.execute(text("SELECT state, attempts, error FROM shards")).one() == ("done", 1, None)

@@ -14,8 +14,8 @@ from celery.bin.worker import worker as worker_command
 from jsonschema import ValidationError
 
 from ragllava.cli.main import COMMANDS
-from ragllava.local.vital_signs import QUESTIONS
 from ragllava.settings import Settings
+from ragllava.vital_signs import QUESTIONS
 from tests.support.chart import CHART, VALUE_SETS, Manifest, of_kind, rendered, run_helm, validate
 from tests.support.pages import ROOT
 from workers.app import QUEUES
@@ -25,14 +25,18 @@ EVERY = {
     "Deployment", "Job", "Service", "Ingress", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy",
     "ScaledObject", "TriggerAuthentication", "PodMonitor", "PrometheusRule",
 }  # fmt: skip
+PROBES = ("startup", "readiness", "liveness")
 SECRETS = {f"RAGLLAVA_{name.upper()}" for name, field in Settings.model_fields.items() if "Secret" in str(field)}
+IN_SECRET = SECRETS | {"RAGLLAVA_S3_ACCESS_KEY"}
 MINIMAL = ("--values", CHART / "ci" / "minimal.yaml")
 
 
 def pods(value_set: str) -> dict[str, Manifest]:
     """The specification of the pods of each workload, by its name."""
     workloads = of_kind(value_set, "Deployment") | of_kind(value_set, "Job")
-    return {name.removeprefix("archive-ragllava-"): item["spec"]["template"]["spec"] for name, item in workloads.items()}
+    return {
+        name.removeprefix("archive-ragllava-"): item["spec"]["template"]["spec"] for name, item in workloads.items()
+    }
 
 
 def container(pod: Manifest) -> Manifest:
@@ -98,7 +102,9 @@ def test_no_secret_is_a_plain_setting() -> None:
     names = schema["properties"]["settings"]["propertyNames"]
     refused, but = names["not"]["pattern"], names["not"]["not"]["enum"]
     every = {f"RAGLLAVA_{name.upper()}" for name in Settings.model_fields}
-    assert {name for name in every if re.search(refused, name) and name not in but} == SECRETS | {"RAGLLAVA_S3_ACCESS_KEY"}
+    assert {name for name in every if re.search(refused, name) and name not in but} == SECRETS | {
+        "RAGLLAVA_S3_ACCESS_KEY"
+    }
 
 
 @pytest.mark.parametrize("value_set", VALUE_SETS)
@@ -108,7 +114,7 @@ def test_pods_get_settings_and_no_more_secrets_than_they_need(value_set: str) ->
         given = variables(pod)
         for variable, value in given.items():
             assert variable == "HOME" or variable.removeprefix("RAGLLAVA_").lower() in Settings.model_fields, variable
-            assert (variable in SECRETS | {"RAGLLAVA_S3_ACCESS_KEY"}) == isinstance(value, tuple), variable
+            assert (variable in IN_SECRET) == isinstance(value, tuple), variable
         databases = {variable for variable in given if variable.endswith("DATABASE_URL") or "OWNER" in variable}
         if name != "migrate":
             assert databases == {database.get(name, "RAGLLAVA_DATABASE_URL")}
@@ -149,7 +155,9 @@ def test_workers_are_the_ones_that_the_code_knows() -> None:
         parsed = worker_command.make_context("worker", list(options), obj=context).params
         assert (parsed["queues"], parsed["concurrency"]) == ([queue], 1)
         assert ("solo" in str(parsed["pool"])) == (name == "maintenance")
-        probed = {kind: container(pod)[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "readiness", "liveness")}
+        probed = {
+            kind: container(pod)[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "readiness", "liveness")
+        }
         own = options[options.index("-n") + 1].removesuffix("@%h")
         questions = dict(zip(probed, QUESTIONS, strict=True))
         assert probed == {kind: ["ragllava-probe", own, question] for kind, question in questions.items()}
@@ -166,7 +174,9 @@ def test_other_pods_start_commands() -> None:
 def test_migrations_come_before_everything_else() -> None:
     [job] = of_kind("all", "Job").values()
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
-    needed = {entry["valueFrom"]["secretKeyRef"]["name"] for entry in container(job["spec"]["template"]["spec"])["env"][2:]}
+    needed = {
+        entry["valueFrom"]["secretKeyRef"]["name"] for entry in container(job["spec"]["template"]["spec"])["env"][2:]
+    }
     assert needed == {"ragllava"}, "a hook finds nothing that the chart makes"
     assert "serviceAccountName" not in job["spec"]["template"]["spec"]
 
