@@ -32,6 +32,7 @@ P = ParamSpec("P")
 
 FAILURE_SIGNAL = signal.SIGUSR2  # from a child to its parent
 TABLES_CHECKED_S = 30.0
+_SHOWN_S = 10.0
 
 
 class Presence:
@@ -87,7 +88,7 @@ class Presence:
 
     def _show(self) -> None:
         """Apart from the beats, which wait for the database."""
-        while not self._stop.wait(self._period_s):
+        while not self._stop.wait(min(self._period_s, _SHOWN_S)):
             try:
                 self._signs.write()
             except OSError as error:  # only `ragllava-probe` reads them

@@ -30,10 +30,11 @@ def upgrade() -> None:
             RETURN (
                 SELECT count(*) FROM shards JOIN jobs ON jobs.id = shards.job_id
                 WHERE jobs.finished_at IS NULL
+                    AND shards.state IN ('pending', 'queued', 'running') -- by the index of open shards
                     AND coalesce(shards.queue, queues ->> jobs.kind) = queue_name
                     AND (
                         shards.state = 'running'
-                        OR (shards.state IN ('pending', 'queued') AND jobs.state <> 'paused' AND NOT (
+                        OR (jobs.state <> 'paused' AND NOT (
                             shards.is_last AND EXISTS (
                                 SELECT FROM shards sibling
                                 WHERE sibling.job_id = shards.job_id AND sibling.id <> shards.id

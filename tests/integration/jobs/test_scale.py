@@ -64,7 +64,10 @@ def scaled(services: Settings, template_database: str) -> Iterator[tuple[Setting
 @pytest.fixture
 def desk(scaled: tuple[Settings, str]) -> Iterator[Scaler]:
     settings, address = scaled
-    engine, scaler = make_engine(settings.require_database()), create_engine(address, poolclass=NullPool)
+    engine, scaler = (
+        make_engine(settings.require_database()),
+        create_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT"),
+    )
     desk = Scaler(engine, settings, scaler)
     desk.live_worker(slots=4)
     yield desk
@@ -159,3 +162,19 @@ def test_names_of_a_caller_do_not_change_what_the_function_reads(desk: Scaler) -
         connection.exec_driver_sql("CREATE TEMPORARY TABLE shards (job_id bigint)")
         [[number]] = connection.exec_driver_sql(scale_query("query")).all()
     assert number == 1
+
+
+def test_shards_that_have_ended_are_not_read(desk: Scaler) -> None:
+    """It is asked for each queue every few seconds, and ended shards are many."""
+    job_id = desk.questions_job(2, 1)
+    desk.write(
+        "INSERT INTO shards (job_id, run_no, lo, hi, state) "
+        "SELECT :job, 1, number, number + 1, 'done' FROM generate_series(2, 5000) number",
+        job=job_id,
+    )
+    desk.write("ANALYZE shards")
+    read = text("SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'shards'")
+    with desk.scaler.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+        [[number]] = connection.exec_driver_sql(scale_query("query")).all()
+        assert number == 2
+        assert 0 < connection.scalar(read) < 20
