@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -102,6 +105,15 @@ def test_a_newer_database_is_not_migrated(run: Run, owner: Engine, settings: Set
     assert (code, out) == (1, "")
     assert "newer than this version" in err and len(err.splitlines()) == 1
     assert migrations.current(settings.require_database()) == "0999"
+
+
+def test_the_server_does_not_start_on_tables_of_another_version(settings: Settings, owner: Engine) -> None:
+    set_revision(owner, "0999")
+    command = [sys.executable, "-m", "ragllava", "serve", "--port", "1"]
+    environment = os.environ | environment_of(settings)
+    served = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert served.returncode == 1
+    assert "revision 0999, newer than this version" in served.stderr and "Traceback" not in served.stderr
 
 
 def test_a_newer_database_whose_tables_only_grew_is_used(run: Run, owner: Engine) -> None:
