@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Connection, Table, func, insert, literal, select, text, update
+from datetime import UTC, date, datetime
+
+from sqlalchemy import Column, Connection, Table, func, insert, select, text, update
 
 from ragllava.stores.schema import metadata
 
@@ -54,12 +56,8 @@ def _value(connection: Connection, column: Column[object]) -> object:
         assert found is not None, f"{column}: {key.column.table.name} is empty"
         return found
     kind = connection.dialect.type_compiler_instance.process(column.type)
-    samples = {
-        "BIGINT": 7, "INTEGER": 7, "SMALLINT": 7, "FLOAT": 0.5, "DOUBLE PRECISION": 0.5, "BOOLEAN": True,
-        "DATE": "2026-11-30", "TIMESTAMP WITH TIME ZONE": "2026-11-30", "BYTEA": b"7", "JSONB": {"seven": 7},
+    samples: dict[str, object] = {
+        "BIGINT": 7, "INTEGER": 7, "SMALLINT": 7, "FLOAT": 0.5, "REAL": 0.5, "BOOLEAN": True, "JSONB": {"seven": 7},
+        "DATE": date(2026, 11, 30), "TIMESTAMP WITH TIME ZONE": datetime(2026, 11, 30, tzinfo=UTC), "BYTEA": b"7",
     }  # fmt: skip
-    if kind in samples:
-        return samples[kind] if isinstance(samples[kind], (int, float, bytes, dict)) else literal(samples[kind])
-    if kind.endswith("[]"):
-        return []
-    return "seven"
+    return samples.get(kind, [] if kind.endswith("[]") else "seven")

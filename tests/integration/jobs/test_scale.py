@@ -107,8 +107,8 @@ def test_each_kind_of_job_has_the_queue_that_the_code_says(desk: Scaler) -> None
         archive_id = ensure_archive(connection, "test").archive_id
     for kind, name in (queues_by_kind() | {"of a later version": ""}).items():
         desk.write(
-            "WITH job AS (INSERT INTO jobs (kind, archive_id, state, spec, total) "
-            "VALUES (:kind, :archive, 'running', '{}', 1) RETURNING id) "
+            "WITH job AS (INSERT INTO jobs (kind, archive_id, state, spec, spec_digest, total) "
+            "VALUES (:kind, :archive, 'running', '{}', '', 1) RETURNING id) "
             "INSERT INTO shards (job_id, run_no, lo, hi, state) SELECT id, 1, 0, 1, 'pending' FROM job",
             kind=kind,
             archive=archive_id,

@@ -165,7 +165,7 @@ def test_the_way_back_needs_a_version_that_there_was(run: Run, owner: Engine, se
 
 def test_each_released_version_has_a_revision() -> None:
     headings = re.findall(r"^## \[(\d.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(headings) == set(migrations.RELEASES)
+    assert headings and set(headings) <= set(migrations.RELEASES)
 
 
 def test_the_revision_is_compared_once_and_leaves_no_transaction_open(settings: Settings, owner: Engine) -> None:

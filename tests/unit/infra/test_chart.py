@@ -84,7 +84,7 @@ def test_a_manifest_with_a_mistake_is_not_valid() -> None:
     [
         ("existingSecret=", "existingSecret"),
         ("settings.RAGLLAVA_S3_ENDPOINT=", "RAGLLAVA_S3_ENDPOINT"),
-        ("settings.RAGLLAVA_DATABASE_URL=postgresql://user:password@host/name", "settings"),
+        ("settings.RAGLLAVA_DATABASE_URL=postgresql://user:password@host/name", "RAGLLAVA_DATABASE_URL"),
         ("image.tag=latest", "tag"),
         ("workers.answer.replica=2", "replica"),
         ("workers.answer.terminationGracePeriodSeconds=5", "terminationGracePeriodSeconds"),
