@@ -88,11 +88,15 @@ class Presence:
 
     def _show(self) -> None:
         """Apart from the beats, which wait for the database."""
+        is_written = True
         while not self._stop.wait(min(self._period_s, _SHOWN_S)):
             try:
                 self._signs.write()
-            except OSError as error:  # only `ragllava-probe` reads them
-                log.warning(f"vital signs: {error}", extra={"action": "signs_not_written", "worker": self.name})
+                is_written = True
+            except OSError as error:  # only `ragllava-probe` reads them: one line is enough
+                if is_written:
+                    log.warning(f"vital signs: {error}", extra={"action": "signs_not_written", "worker": self.name})
+                is_written = False
 
     def _run(self) -> None:
         checked_at = time.monotonic()
