@@ -99,7 +99,7 @@ def test_a_wrong_value_is_refused(wrong: str, says: str) -> None:
 
 def test_no_secret_is_a_plain_setting() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    names = schema["properties"]["settings"]["propertyNames"]
+    names = schema["$defs"]["settings"]["propertyNames"]
     refused, but = names["not"]["pattern"], names["not"]["not"]["enum"]
     every = {f"RAGLLAVA_{name.upper()}" for name in Settings.model_fields}
     assert {name for name in every if re.search(refused, name) and name not in but} == SECRETS | {
