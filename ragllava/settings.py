@@ -32,6 +32,7 @@ _SCHEMES = {
     "database_url": _POSTGRES,
     "database_owner_url": _POSTGRES,
     "api_database_url": _POSTGRES,
+    "scale_database_url": _POSTGRES,
     "redis_url": ("redis", "rediss", "unix"),
 }
 
@@ -69,6 +70,12 @@ class Settings(BaseSettings):
         default=None,
         description="Address of the same database with the role that owns its tables, for `ragllava migrate` alone, "
         "which gives the role of `RAGLLAVA_DATABASE_URL` its rights. Not set: one role is both.",
+    )
+    scale_database_url: SecretStr | None = Field(
+        default=None,
+        description="Address of the same database with the role of what starts and stops workers (KEDA), for "
+        "`ragllava migrate` alone, which makes the role: it may call `ragllava_scale` and reads no table. "
+        "Not set: there is no such role.",
     )
     redis_url: SecretStr | None = Field(
         default=None,
@@ -578,6 +585,10 @@ class Settings(BaseSettings):
     def api_database(self) -> str | None:
         """As `require_database`, with the role of the HTTP API; None without one."""
         return None if self.api_database_url is None else _with_driver(self.api_database_url.get_secret_value())
+
+    def scale_database(self) -> str | None:
+        """As `require_database`, with the role of what starts and stops workers; None without one."""
+        return None if self.scale_database_url is None else _with_driver(self.scale_database_url.get_secret_value())
 
     def require_redis(self) -> str:
         """The broker's URL."""

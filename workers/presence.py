@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
@@ -23,30 +24,40 @@ from ragllava.jobs import queue
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
+from ragllava.stores.schema_revision import find_problem, require_schema
+from ragllava.vital_signs import VitalSigns
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 FAILURE_SIGNAL = signal.SIGUSR2  # from a child to its parent
+TABLES_CHECKED_S = 30.0
+_SHOWN_S = 10.0
 
 
 class Presence:
     """Updates the row of one worker until the worker stops."""
 
     def __init__(self, settings: Settings, engine: Engine, name: str, queues: list[str], slots: int) -> None:
-        """Register the worker; its children report when their models are loaded. Raises ServiceUnavailable."""
+        """Register the worker; its children report when their models are loaded.
+
+        Raises ServiceUnavailable, and SchemaMismatch if `engine` compares the revision.
+        """
         self._period_s = settings.tick_s
+        self._signs = VitalSigns(settings.home, name)
         self.engine = engine
         self.name = name
         self.queues = queues
         self.slots = slots
         self.is_solo = self.has_failed = False
+        self._checks_tables = True
         self._state = "live"
         self._versions: dict[str, str] = {}  # as the children have reported them
         self._stop = threading.Event()
         self._changing = threading.Lock()
         in_transaction(engine, workers.register, name, queues, slots)
         threading.Thread(target=self._run, name="presence", daemon=True).start()
+        threading.Thread(target=self._show, name="vital signs", daemon=True).start()
 
     def drain(self) -> None:
         """Ask the children to hand back unfinished work."""
@@ -56,6 +67,7 @@ class Presence:
     def leave(self) -> None:
         """Remove the row: this worker has stopped."""
         self._stop.set()
+        self._signs.remove()
         with self._changing:
             in_transaction(self.engine, workers.remove, self.name)
 
@@ -67,18 +79,43 @@ class Presence:
             versions = in_transaction(self.engine, workers.beat, self.name, self._state)
             if versions is not None:
                 self._versions = versions
+                self._signs.set_ready(bool(versions) and self._state == "live")
                 return
             log.warning("the row of this worker is gone", extra={"action": "worker_registered", "worker": self.name})
             in_transaction(self.engine, workers.register, self.name, self.queues, self.slots)
             in_transaction(self.engine, workers.report_ready, self.name, self._versions)
             in_transaction(self.engine, workers.beat, self.name, self._state)
 
+    def _show(self) -> None:
+        """Apart from the beats, which wait for the database."""
+        is_written = True
+        while not self._stop.wait(min(self._period_s, _SHOWN_S)):
+            try:
+                self._signs.write()
+                is_written = True
+            except OSError as error:  # only `ragllava-probe` reads them: one line is enough
+                if is_written:
+                    log.warning(f"vital signs: {error}", extra={"action": "signs_not_written", "worker": self.name})
+                is_written = False
+
     def _run(self) -> None:
+        checked_at = time.monotonic()
         while not self._stop.wait(self._period_s):
             try:
                 self.beat()
+                if self._checks_tables and time.monotonic() - checked_at >= TABLES_CHECKED_S:
+                    checked_at = time.monotonic()
+                    self._check_tables()
             except Exception as error:  # noqa: BLE001 - a worker without a beat is alive and gets no work
                 log.warning(str(error), extra={"action": "presence_missed", "worker": self.name})
+
+    def _check_tables(self) -> None:
+        """End the worker if a migration has made tables that it cannot use."""
+        problem = in_transaction(self.engine, find_problem)
+        if problem is not None:
+            log.critical(problem, extra={"action": "worker_unusable", "worker": self.name})
+            os.kill(os.getpid(), FAILURE_SIGNAL)
+            self._checks_tables = False
 
 
 _presence: Presence | None = None  # of this process; Celery's signals carry no state of ours
@@ -108,6 +145,7 @@ def _register(sender: str, instance: Any, **_facts: Any) -> None:
     settings = load_settings()
     settings.require_redis()
     engine = make_engine(settings.require_database(), pool_size=1, name=f"presence {sender}")
+    require_schema(engine)
     names = sorted(instance.app.amqp.queues.consume_from)
     _presence = Presence(settings, engine, sender, names, instance.concurrency)
     signal.signal(FAILURE_SIGNAL, _fail)

@@ -133,10 +133,9 @@ def _services(settings: Settings) -> Iterator[Finding]:
 
 
 def _tables(settings: Settings) -> Iterator[Finding]:
-    revision = migrations.current(settings.require_database())
-    problem = migrations.problem(revision)
-    yield Finding("services", "tables", f"revision {revision}" if revision else "none", problem)
-    if problem is None:
+    found = migrations.standing(settings.require_database())
+    yield Finding("services", "tables", f"revision {found.revision}" if found.revision else "none", found.problem)
+    if found.problem is None:
         yield _last_tick(settings)
 
 

@@ -154,12 +154,34 @@ def settings(changed: bool, as_json: bool) -> None:
 
 @click.command()
 @click.option("--words", is_flag=True, help="Write the words of all images again, from which captions are searched.")
-def migrate(words: bool) -> None:
-    """Create or update the tables of the database; harmless when they are up to date."""
+@click.option("--check", is_flag=True, help="Change nothing; say whether this version can use the database as it is.")
+@click.option(
+    "--back-to", metavar="VERSION", help="Go back to the tables of an earlier version; what it cannot hold is lost."
+)
+def migrate(words: bool, check: bool, back_to: str | None) -> None:
+    """Create or update the tables of the database; harmless when they are up to date.
+
+    Exit codes of --check: 0 for a database that can be used, 4 for one that is behind, 5 for one that is too new.
+    """
     import migrations
     from ragllava.settings import load_settings
 
+    if words + check + (back_to is not None) > 1:
+        raise click.UsageError("--words, --check and --back-to exclude each other")
     settings = load_settings()
+    if check:
+        found, sentence = migrations.check(settings.require_database())
+        echo(sentence)
+        sys.exit(found)
     url = settings.require_database_owner()
-    migrations.upgrade(url, words=words, application_url=settings.require_database(), api_url=settings.api_database())
+    if back_to is not None:
+        migrations.back_to(url, back_to)
+    else:
+        migrations.upgrade(
+            url,
+            words=words,
+            application_url=settings.require_database(),
+            api_url=settings.api_database(),
+            scale_url=settings.scale_database(),
+        )
     echo(f"the database is at revision {migrations.current(url)}")

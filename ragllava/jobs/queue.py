@@ -28,7 +28,7 @@ from sqlalchemy import (
 from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs import totalling
 from ragllava.jobs.closing import close_job_if_ended
-from ragllava.jobs.kinds import kind_of, kinds_beside
+from ragllava.jobs.kinds import is_known_kind, kind_of, kinds_beside
 from ragllava.jobs.locking import lock_job, lock_shard
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import STOPPING_JOB_STATES, JobState, ShardState, stopped_as
@@ -63,7 +63,7 @@ class Lease:
 def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) -> Lease | None:
     """Take a queued shard of a running job. Of any number of callers exactly one gets the lease; the others None.
 
-    A worker that has refused the job gets none either.
+    A worker that has refused the job gets none either, nor one of a version that does not know its kind.
     """
     unfit = exists().where(workers.c.name == worker, has_refused(shards.c.job_id))
     # The first claim of a job also writes the job's row, so it locks that first, as everybody does.
@@ -76,6 +76,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             shards.c.state == ShardState.QUEUED,
             jobs.c.id == shards.c.job_id,
             jobs.c.state == JobState.RUNNING,
+            is_known_kind(),
             ~unfit,
         )
         .values(

@@ -5,7 +5,7 @@ of the server, run programs there, nor drop or change a table. Of the vectors, e
 application makes and drops while it runs, so it owns `embeddings`.
 
 The role of the HTTP API owns nothing, and row-level security shows it the archives that a transaction states
-(stores/access/policies.py). The plain role sees everything.
+(stores/access/policies.py). The plain role sees everything. The role for scaling calls one function and reads nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from ragllava.stores.access.policies import secure_tables
 
 # MAINTAIN: VACUUM and ANALYZE. REFERENCES: a new partition of `embeddings` gets the foreign keys of its parent.
 _RIGHTS = "SELECT, INSERT, UPDATE, DELETE, REFERENCES, MAINTAIN"
+
+
+_SCALE_TIMEOUT_S = 5
 
 
 def ensure_role(connection: Connection, url: URL) -> None:
@@ -44,6 +47,19 @@ def ensure_role(connection: Connection, url: URL) -> None:
 def ensure_api_role(connection: Connection, url: URL) -> None:
     """As `ensure_role`, for the role of the HTTP API."""
     _make_role(connection, url)
+
+
+def ensure_scale_role(connection: Connection, url: URL) -> None:
+    """As `ensure_role`, for what starts and stops workers: it may call `ragllava_scale`, and reads no table itself.
+
+    Call it after every migration.
+    """
+    role = connection.dialect.identifier_preparer.quote(str(url.username))
+    if _make_role(connection, url):
+        connection.execute(text(f"ALTER ROLE {role} SET default_transaction_read_only = on"))
+        connection.execute(text(f"ALTER ROLE {role} SET statement_timeout = '{_SCALE_TIMEOUT_S}s'"))
+    connection.execute(text(f"GRANT USAGE ON SCHEMA public TO {role}"))
+    connection.execute(text(f"GRANT EXECUTE ON FUNCTION ragllava_scale TO {role}"))
 
 
 def _make_role(connection: Connection, url: URL) -> bool:

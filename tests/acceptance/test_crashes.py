@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import redis
-from sqlalchemy import func, select, text
+from sqlalchemy import create_engine, func, select, text
+from sqlalchemy.pool import NullPool
 
+from ragllava import vital_signs
 from ragllava.jobs.states import JobState
 from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.records import AnswerOptions, AnswerStatus
@@ -126,19 +128,42 @@ def test_a_question_that_raises_is_dead_alone_with_the_reason(cluster: Cluster, 
     assert dead.error is not None and "a bug that only this question shows" in dead.error
 
 
-def test_a_shutdown_hands_the_rest_back_and_another_worker_finishes(cluster: Cluster, tmp_path: Path) -> None:
-    start_fragile(cluster, "answer")
+def wanted(cluster: Cluster) -> int:
+    """How many shards need a worker, as whatever starts and stops workers sees it."""
+    engine = create_engine(cluster.settings.require_database_owner(), poolclass=NullPool)
+    with engine.connect() as connection:
+        return int(connection.exec_driver_sql("SELECT ragllava_scale('query')").scalar_one())
+
+
+def probed(cluster: Cluster, name: str) -> list[str | None]:
+    """What `ragllava-probe` says to each question; None is yes."""
+    return [vital_signs.problem(cluster.settings.home, f"{name}@test", question) for question in vital_signs.QUESTIONS]
+
+
+def test_workers_go_to_zero_and_come_back_without_a_lost_shard(cluster: Cluster, tmp_path: Path) -> None:
+    """Each is stopped by SIGTERM: one while it works, one when nothing is left to do."""
+    start_fragile(cluster)
+    assert wanted(cluster) == 0
     job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(6)])
-    wait_for("two answers", lambda: count_answers(cluster) >= 2)
+    assert wanted(cluster) == 1, "there is no worker yet"
+    assert all(probed(cluster, "answer"))
+    cluster.start("answer", "query", FRAGILE)
+    wait_for("two answers", lambda: count_answers(cluster) >= 2, 60)
+    assert wanted(cluster) == 1, "it works"
+    wait_for("the probes", lambda: probed(cluster, "answer") == [None, None, None])
     assert cluster.terminate("answer") == 0
+    assert all(probed(cluster, "answer"))
     answered = count_answers(cluster)
     assert answered < 6
     with cluster.client.engine.begin() as connection:
         states = connection.execute(select(shards.c.state, shards.c.attempts)).all()
     assert [tuple(row) for row in states] == [("pending", 0)]
+    assert wanted(cluster) == 1, "it was handed back"
     cluster.start("next", "query", FRAGILE)
     job = cluster.client.jobs.wait(job_id, timeout_s=120)
     assert job.progress.by_status == {"answered": 6}
+    assert (count_answers(cluster), wanted(cluster)) == (6, 0)
+    assert cluster.terminate("next") == 0
 
 
 def test_a_frozen_worker_loses_its_lease_and_writes_nothing_when_it_wakes(cluster: Cluster, tmp_path: Path) -> None:

@@ -8,15 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from ragllava.jobs.states import JobState
 from ragllava.stores.archives.archive import ensure_archive
+from ragllava.stores.schema import REVISION
+from ragllava.stores.schema_revision import stated_floor
 from tests.acceptance.conftest import FRAGILE, Cluster
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
 
+WATCHFUL = "tests.support.watchful_worker"
 UNFIT = "tests.support.unfit_worker"
 
 
@@ -47,6 +51,26 @@ def test_a_worker_whose_models_cannot_be_loaded_ends_with_the_reason(cluster: Cl
     cluster.start("poor", "query")
     assert exit_code(cluster, "poor") == 1
     assert "/no/such/profile.toml" in cluster.log("poor")
+
+
+def test_a_worker_works_on_tables_that_only_grew_and_ends_on_others(cluster: Cluster) -> None:
+    """A newer version has migrated the database, once so that programs of this one can go on, and once not."""
+    owner = create_engine(cluster.settings.require_database_owner(), poolclass=NullPool)
+
+    def migrate_beyond(revision: str, oldest: str) -> None:
+        with owner.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :number"), {"number": revision})
+            connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{stated_floor(oldest)}'"))
+
+    migrate_beyond("0998", oldest=REVISION)
+    cluster.start("maint", "maint", WATCHFUL, ticks=True)
+    cluster.wait_ready("maint")
+    migrate_beyond("0999", oldest="0999")
+    assert exit_code(cluster, "maint") == 1
+    cluster.start("late", "maint", ticks=True)
+    assert exit_code(cluster, "late") == 1
+    for name in ("maint", "late"):
+        assert "the database is at revision 0999, newer than this version" in cluster.log(name)
 
 
 def test_a_worker_whose_row_was_removed_gets_work_again(cluster: Cluster) -> None:

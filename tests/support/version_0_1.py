@@ -27,13 +27,14 @@ _OLD_THRESHOLD = 0.39919
 
 
 @contextmanager
-def restored_version_0_1(services: Settings) -> Iterator[Settings]:
+def restored_version_0_1(services: Settings, *, objects: bool = True) -> Iterator[Settings]:
     """Settings of a database at the revision of version 0.1, and of a bucket, with everything in them.
 
-    The bucket that an archive is bound to is restored under a name after the test's own bucket.
+    The bucket that an archive is bound to is restored under a name after the test's own bucket. Without `objects`, the
+    buckets are not made.
     """
     with own_settings(services, "template0") as own:
-        foreign_name = _restore_objects(own)
+        foreign_name = _restore_objects(own) if objects else _FOREIGN_BUCKET
         sql = lzma.decompress((_FOLDER / "database.sql.xz").read_bytes()).decode()
         address = own.require_database_owner().replace("postgresql+psycopg://", "postgresql://")
         with psycopg.connect(address) as connection:

@@ -18,3 +18,15 @@ def show_health(call: Call[NoQuery, NoBody]) -> Health:
     """Whether the database can be used; 503 if not."""
     call.client.access.has_callers()
     return Health(status="ok")
+
+
+class Life(Answer):
+    """The server answers."""
+
+    status: str
+
+
+@routes.get("/livez", needs=None, answer=Life)
+def show_life(_call: Call[NoQuery, NoBody]) -> Life:
+    """Whether this process answers, whatever the database does."""
+    return Life(status="ok")

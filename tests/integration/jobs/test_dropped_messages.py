@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 
+from ragllava.jobs.kinds import KINDS
+from ragllava.records import JobKind
 from ragllava.settings import Settings
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs import workers
@@ -60,3 +62,25 @@ def test_a_shard_that_its_worker_cannot_do_is_dispatched_again(desk: Desk) -> No
         workers.note_refusal(connection, WORKER, job_id, "a test")
     run_message(first, MESSAGE_VERSION, WORKER)
     assert desk.ids("queued") == [first, second]
+
+
+@pytest.mark.parametrize("newer", ["message", "kind"])
+def test_what_only_newer_workers_can_do_costs_its_shard_no_attempt(
+    desk: Desk, newer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old and new workers beside each other: what the old ones drop is sent again, until a new one gets it."""
+    desk.questions_job(1, per_shard=1)
+    [shard] = desk.dispatch()
+    with monkeypatch.context() as old:
+        if newer == "kind":
+            old.delitem(KINDS, JobKind.ANSWER)
+        run_message(shard, MESSAGE_VERSION + (newer == "message"), WORKER)
+    assert desk.ids("queued") == [shard]
+    with desk.engine.begin() as connection:
+        connection.execute(text("UPDATE shards SET queued_at = now() - interval '1 hour'"))
+    assert desk.dispatch() == [shard]
+    lease = desk.claim(shard)
+    assert lease is not None
+    desk.answer(lease)
+    with desk.engine.begin() as connection:
+        assert connection.execute(text("SELECT state, attempts, error FROM shards")).one() == ("done", 1, None)

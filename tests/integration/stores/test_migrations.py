@@ -18,7 +18,9 @@ from ragllava.errors import ServiceUnavailable, UsageError
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive, indexes
 from ragllava.stores.schema import REVISION, metadata
+from ragllava.stores.schema_revision import Standing
 from tests.support.catalogue import catalogue
+from tests.support.pages import ROOT
 
 
 @pytest.fixture
@@ -56,6 +58,20 @@ def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engi
     migrations.upgrade(empty_database)
     assert migrations.current(empty_database) == REVISION
     assert migrations.differences(empty_database) == []
+
+
+def test_each_step_states_which_programs_can_use_its_tables(empty_database: str) -> None:
+    """Those of its own revision, and those from before it if it only expands."""
+    [expanding] = (ROOT / "migrations" / "versions").glob("*_scale.py")
+    revision = expanding.name[:4]
+    migrations.upgrade(empty_database, "0016")
+    assert migrations.standing(empty_database) == Standing("0016", "0016")
+    migrations.upgrade(empty_database, f"{revision}-1")
+    before = migrations.standing(empty_database)
+    migrations.upgrade(empty_database, revision)
+    assert migrations.standing(empty_database) == Standing(revision, before.floor)
+    migrations.downgrade(empty_database, "0016")
+    assert migrations.standing(empty_database) == Standing("0016", "0016")
 
 
 _OWN_RELATIONS = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"

@@ -19,7 +19,10 @@ from ragllava.stages.buckets import sync
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive, texts, vectors, word_index
 from ragllava.stores.archives.texts import AskedWords
+from ragllava.stores.schema import metadata
 from tests.support.catalogue import catalogue, contents
+from tests.support.filled_tables import columns, fill
+from tests.support.pages import ROOT
 from tests.support.run_command import Run
 from tests.support.version_0_1 import old_object, restored_version_0_1, write_old_profile
 from tests.support.workshop import PAPER, Workshop
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from ragllava.models.bundle import ModelBundle
 
 REVISION = "0004"  # of version 0.1
+ALL_REVISIONS = sorted(path.name[:4] for path in (ROOT / "migrations" / "versions").glob("[0-9]*.py"))
 
 # Words that have changed since, and what version 0.1 wrote in their place: as keys and as whole values of JSON.
 OLD_WORDS = {
@@ -357,23 +361,40 @@ def test_the_migrated_database_is_that_of_this_version(settings: Settings) -> No
     assert migrations.differences(settings.require_database()) == []
 
 
-def test_back_to_the_old_tables_every_row_is_as_before(restored: Settings) -> None:
-    address = restored.require_database_owner()
+def test_every_version_goes_up_and_down_with_its_rows(services: Settings) -> None:
+    """Step by step, with what version 0.1 left; and from today's tables, each of which has rows, to each release."""
 
     def state() -> tuple[set[str], dict[str, list[str]]]:
         with engine.connect() as connection:
             return catalogue(connection, "public"), contents(connection)
 
-    engine = create_engine(address, poolclass=NullPool)
-    before = state()
-    assert migrations.current(address) == REVISION
-    assert sum(map(len, before[1].values())) > 500
-    migrations.upgrade(address)
-    upgraded = state()
-    migrations.downgrade(address, REVISION)
-    assert state() == before
-    migrations.upgrade(address)
-    assert state() == upgraded
+    with restored_version_0_1(services, objects=False) as own:
+        address = own.require_database_owner()
+        engine = create_engine(address, poolclass=NullPool)
+        with engine.connect() as connection:
+            first_columns = columns(connection)
+        revisions = [number for number in ALL_REVISIONS if number >= REVISION]
+        states = {REVISION: state()}
+        assert migrations.current(address) == REVISION and sum(map(len, states[REVISION][1].values())) > 500
+        for revision in revisions[1:]:
+            migrations.upgrade(address, revision)
+            states[revision] = state()
+        for revision in reversed(revisions[:-1]):
+            migrations.downgrade(address, revision)
+            assert state() == states[revision], revision
+
+        migrations.upgrade(address)
+        upgraded = state()
+        with engine.begin() as connection:
+            filled = fill(connection, first_columns)
+            assert {"api_keys", "batches", "reviews", "webhooks", "questions.picture", "jobs.counted"} <= filled
+            assert all(contents(connection)[table.name] for table in metadata.sorted_tables)
+        for version, revision in sorted(migrations.RELEASES.items(), reverse=True):
+            migrations.back_to(address, version)
+            assert migrations.current(address) == revision
+            assert state() == states[revision], version
+        migrations.upgrade(address)
+        assert state() == upgraded
 
 
 def publish(workshop: Workshop) -> None:

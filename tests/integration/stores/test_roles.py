@@ -101,7 +101,9 @@ def test_an_owner_that_is_no_superuser_can_migrate(services: Settings) -> None:
     url = make_url(services.require_database_owner())
     owner = url.set(username="managed_owner", password="a:b@c", database="managed")
     application = owner.set(username="managed_app", password="d/e%f")
-    drops = ("DROP DATABASE IF EXISTS managed", "DROP ROLE IF EXISTS managed_app", "DROP ROLE IF EXISTS managed_owner")
+    scale = owner.set(username="managed_scale", password="s")
+    drops = ["DROP DATABASE IF EXISTS managed"]
+    drops += [f"DROP ROLE IF EXISTS managed_{role}" for role in ("app", "scale", "owner")]
     with server.connect() as connection:
         for statement in (*drops, "CREATE ROLE managed_owner LOGIN CREATEROLE CREATEDB PASSWORD 'a:b@c'"):
             connection.execute(text(statement.replace(":", r"\:")))
@@ -109,9 +111,11 @@ def test_an_owner_that_is_no_superuser_can_migrate(services: Settings) -> None:
         try:
             with create_engine(url.set(database="managed"), poolclass=NullPool).begin() as admin:
                 admin.execute(text("CREATE EXTENSION vector"))
-            addresses = [address.render_as_string(hide_password=False) for address in (owner, application)]
-            migrations.upgrade(addresses[0], application_url=addresses[1])
-            migrations.upgrade(addresses[0], application_url=addresses[1])
+            addresses = [address.render_as_string(hide_password=False) for address in (owner, application, scale)]
+            for _ in range(2):
+                migrations.upgrade(addresses[0], application_url=addresses[1], scale_url=addresses[2])
+            with create_engine(addresses[2], poolclass=NullPool).begin() as scaler:
+                assert scaler.scalar(text("SELECT ragllava_scale('query')")) == 0
             with create_engine(addresses[1], poolclass=NullPool).begin() as plain:
                 assert plain.scalar(text("SELECT count(*) FROM images")) == 0
             migrations.downgrade(addresses[0], "base")

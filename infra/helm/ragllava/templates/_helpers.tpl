@@ -1,0 +1,110 @@
+{{- define "ragllava.name" -}}
+{{- if contains "ragllava" .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-ragllava" .Release.Name | trunc 50 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "ragllava.selector" -}}
+app.kubernetes.io/name: ragllava
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "ragllava.labels" -}}
+{{ include "ragllava.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "ragllava.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}{{ .Values.serviceAccount.name | default (include "ragllava.name" .) }}{{ else }}{{ .Values.serviceAccount.name | default "default" }}{{ end }}
+{{- end }}
+
+{{- define "ragllava.image" -}}
+{{- if .Values.image.digest }}{{ .Values.image.repository }}@{{ .Values.image.digest }}{{ else }}{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* Pods are replaced when the keys of the Secret change, as far as a cluster tells; settings are part of the pods. */}}
+{{- define "ragllava.podMetadata" -}}
+labels:
+  {{- include "ragllava.labels" .root | nindent 2 }}
+  app.kubernetes.io/component: {{ .component }}
+  {{- with .root.Values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+annotations:
+  {{- $secret := lookup "v1" "Secret" .root.Release.Namespace .root.Values.existingSecret }}
+  checksum/secret: {{ printf "%s %s" .root.Values.existingSecret (($secret).data | toJson) | sha256sum }}
+  {{- with .root.Values.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{- define "ragllava.podSecurity" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "ragllava.container" -}}
+image: {{ include "ragllava.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  privileged: false
+  readOnlyRootFilesystem: true
+  runAsNonRoot: true
+  capabilities:
+    drop: [ALL]
+{{- end }}
+
+{{/* One setting from the Secret. */}}
+{{- define "ragllava.secret" -}}
+- name: {{ .key }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .root.Values.existingSecret }}
+      key: {{ .key }}
+{{- end }}
+
+{{- define "ragllava.settings" -}}
+- name: HOME
+  value: /var/lib/ragllava
+- name: RAGLLAVA_HOME
+  value: /var/lib/ragllava
+{{- range $name, $value := .settings }}
+- name: {{ $name }}
+  value: {{ $value | toString | quote }}
+{{- end }}
+{{- end }}
+
+{{/* What every long-running process needs of the Secret, and its own address of the database. */}}
+{{- define "ragllava.secrets" -}}
+{{- range $key := concat (list .database "RAGLLAVA_REDIS_URL" "RAGLLAVA_S3_ACCESS_KEY" "RAGLLAVA_S3_SECRET_KEY") .root.Values.extraSecretKeys }}
+{{ include "ragllava.secret" (dict "root" $.root "key" $key) }}
+{{- end }}
+{{- end }}
+
+{{- define "ragllava.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
