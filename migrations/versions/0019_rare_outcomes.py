@@ -17,7 +17,7 @@ def upgrade() -> None:
         "ix_answers_failed",
         "answers",
         ["job_id", "question_no"],
-        postgresql_where=sa.text("status IN ('failed', 'dead')"),
+        postgresql_where=sa.text("status IN ('failed', 'dead', 'expired')"),
     )
     op.create_index(
         "ix_files_outcomes",

@@ -335,7 +335,9 @@ answers = Table(
     Column("completion_tokens", Integer),  # that it wrote
     question_key(),
     # Few fail; who looks for them in a large job does not read all its answers.
-    Index("ix_answers_failed", "job_id", "question_no", postgresql_where=text("status IN ('failed', 'dead')")),
+    Index(
+        "ix_answers_failed", "job_id", "question_no", postgresql_where=text("status IN ('failed', 'dead', 'expired')")
+    ),
 )
 
 candidates = Table(
