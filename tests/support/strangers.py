@@ -89,7 +89,8 @@ def flood(
 
 
 def _open_connections(ports: Sequence[int], paths: Sequence[str], kept: int, pause_s: float) -> None:
-    targets = itertools.cycle([*(("127.0.0.1", port) for port in ports), *paths])
+    addresses: list[tuple[str, int] | str] = [("127.0.0.1", port) for port in ports]
+    targets = itertools.cycle([*addresses, *paths])
     opened: deque[socket.socket] = deque()
     while True:
         for target in itertools.islice(targets, 25):
