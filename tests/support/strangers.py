@@ -61,9 +61,14 @@ def as_nobody(work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def flood(ports: Sequence[int], paths: Sequence[Path], processes: int = 2, kept: int = 6_000) -> Iterator[None]:
-    """`nobody` opens connections to all of these ports and sockets during the block, and new ones for those that are
-    closed: each of some processes keeps so many."""
+def flood(
+    ports: Sequence[int], paths: Sequence[Path], processes: int = 2, kept: int = 3_000, pause_s: float = 0.05
+) -> Iterator[None]:
+    """`nobody` opens connections to all of these ports and sockets during the block, and new ones for the oldest: each
+    of some processes keeps so many, and opens 25 between two pauses.
+
+    By default that is slow enough to leave most of a processor to the system, which is flooded, not starved.
+    """
     children = []
     try:
         for _ in range(processes):
@@ -71,7 +76,7 @@ def flood(ports: Sequence[int], paths: Sequence[Path], processes: int = 2, kept:
             if child == 0:
                 with contextlib.suppress(BaseException):
                     _become_nobody()
-                    _open_connections(ports, [str(path) for path in paths], kept)
+                    _open_connections(ports, [str(path) for path in paths], kept, pause_s)
                 os._exit(0)
             children.append(child)
         yield
@@ -83,11 +88,12 @@ def flood(ports: Sequence[int], paths: Sequence[Path], processes: int = 2, kept:
                 os.waitpid(child, 0)
 
 
-def _open_connections(ports: Sequence[int], paths: Sequence[str], kept: int) -> None:
-    targets = itertools.cycle([*(("127.0.0.1", port) for port in ports), *paths])
+def _open_connections(ports: Sequence[int], paths: Sequence[str], kept: int, pause_s: float) -> None:
+    addresses: list[tuple[str, int] | str] = [("127.0.0.1", port) for port in ports]
+    targets = itertools.cycle([*addresses, *paths])
     opened: deque[socket.socket] = deque()
     while True:
-        for target in itertools.islice(targets, 50):
+        for target in itertools.islice(targets, 25):
             if len(opened) >= kept:
                 opened.popleft().close()  # by now probably closed by the other side
             with contextlib.suppress(OSError):
@@ -95,7 +101,7 @@ def _open_connections(ports: Sequence[int], paths: Sequence[str], kept: int) -> 
                 client.setblocking(False)
                 opened.append(client)
                 client.connect(target)
-        time.sleep(0.01)
+        time.sleep(pause_s)
 
 
 def run_as_nobody(command: list[str], input_text: str = "", timeout_s: float = 20.0) -> str:

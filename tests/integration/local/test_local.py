@@ -330,7 +330,9 @@ def test_what_an_earlier_version_left_running_is_replaced(home: Path) -> None:
     """It listened on ports, which its file names, and had no socket."""
     with started(home):
         pass
-    [port] = Ports().choose([], 1)
+    ports = Ports()
+    [port] = ports.choose([], 1)
+    ports.release()
     folder = home / "data" / "redis"
     Home(home).save_state(ServicesState({"redis_url": f"redis://:x@127.0.0.1:{port}/0"}, {"redis": [port]}))
     command = [str(RedisService.find_program()), "--port", str(port), "--dir", str(folder)]

@@ -305,23 +305,24 @@ def _accepts(port: int) -> bool:
 @needs_namespaces
 def test_the_names_of_the_stores_sockets_cannot_be_taken(secluded: RunningHome) -> None:
     """SeaweedFS makes sockets with fixed names in /tmp, and does without a part of itself where it cannot."""
-    names = [f"/tmp/seaweedfs-{part}-grpc-{port}.sock" for part in _PARTS for port in secluded.ports().values()]
-    taken = [name for name in names if not Path(name).exists()]  # another program may have left some
+    folder = Path("/tmp")  # noqa: S108 - whatever TMPDIR says
+    names = [folder / f"seaweedfs-{part}-grpc-{port}.sock" for part in _PARTS for port in secluded.ports().values()]
+    taken = [path for path in names if not path.exists()]  # another program may have left some
     assert taken
 
     def take() -> None:
         for path in taken:
-            Path(path).touch()
+            path.touch()
 
     as_nobody(take)
     try:
         secluded.services.stop()
         settings = secluded.services.start()
         assert ObjectStore(settings).get_content(secluded.key) == SECRET
-        assert all(Path(path).stat().st_uid == pwd.getpwnam(ACCOUNT).pw_uid for path in taken)
+        assert all(path.stat().st_uid == pwd.getpwnam(ACCOUNT).pw_uid for path in taken)
     finally:
         for path in taken:
-            Path(path).unlink()
+            path.unlink()
 
 
 @needs_namespaces

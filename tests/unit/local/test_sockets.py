@@ -21,7 +21,7 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_short_path_is_its_own(cache: Path) -> None:
-    root = Path("/home/alice/.local/share/ragllava")
+    root = Path("/srv/ragllava")
     assert short_path(root, root / SOCKET) == root / SOCKET
     assert not cache.exists()
 
