@@ -90,12 +90,12 @@ def open_provider() -> Iterator[Provider]:
                 self.end_headers()
                 return
             is_ann = self.headers.get("authorization") == "Bearer of ann"
-            body = {
+            bodies: dict[str, dict[str, Any]] = {
                 "/.well-known/openid-configuration": provider.configuration(),
                 "/keys": {"keys": [public]},
                 "/me": {"sub": "ann", "groups": ["chiefs"]} if is_ann else {"error": "invalid_token"},
-            }[parts.path]
-            self._send(200, body)
+            }
+            self._send(200, bodies[parts.path])
 
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["content-length"])).decode()

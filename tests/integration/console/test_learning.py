@@ -8,8 +8,7 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import text
 
-from ragllava.records import Role, TrainingStatus
-from ragllava.stores.learning import trainings
+from ragllava.records import Role
 from tests.support.api_server import Front
 from tests.support.browser import Theme, visiting
 from tests.support.console_client import reading
@@ -208,7 +207,8 @@ def test_hostile_texts_are_harmless(front: Front, browser: Browser) -> None:
     with front.office.engine.begin() as connection:
         told = {"job": learned.running, "text": HOSTILE[0] + "W" * 2_000}
         connection.execute(text("UPDATE jobs SET name = :text WHERE id = :job"), told)
-        trainings.finish(connection, learned.running, TrainingStatus.FAILED, told["text"], None)
+        ended = "UPDATE trainings SET phase = 'ended', status = 'failed', reason = :text WHERE job_id = :job"
+        connection.execute(text(ended), told)
     front.client.models.promote(HOSTILE_ADAPTER, Role.RERANKER, HOSTILE[8] + HOSTILE[6])
     pages = ("", "?archive=hostile", f"/trainings/{learned.ended}", f"/trainings/{learned.running}",
              f"/versions/{quote(HOSTILE_ADAPTER, safe='')}?role=reranker")  # fmt: skip
