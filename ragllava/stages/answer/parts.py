@@ -2,8 +2,8 @@
 
 Before each part, a worker forecasts when the job will end at its own pace. If that is too late, fewer candidates are
 reranked for each question of the part, the strongest ones, and never fewer than the job's top_n. What does not fit even
-then is answered in order until the limit is reached. A part takes at most a quarter of what is left, so that little is
-lost when the limit comes in its middle.
+then is answered in order until the limit is reached. A part does not take all of the time that is left, so that little
+is lost when the forecast was too good.
 """
 
 from __future__ import annotations

@@ -81,8 +81,9 @@ class MailingView:
 def announce(connection: Connection, new: NewNotice) -> bool:
     """Store a notice unless there is one of this event that is not over; returns whether it is new."""
     row = {name: getattr(new, name) for name in ("event", "subject", "facts", "archive_id", "job_id")}
-    is_open = {"index_elements": ["event", "subject"], "index_where": notices.c.over_at.is_(None)}
-    statement = insert(notices).values(row).on_conflict_do_nothing(**is_open)
+    is_open = notices.c.over_at.is_(None)
+    statement = insert(notices).values(row)
+    statement = statement.on_conflict_do_nothing(index_elements=["event", "subject"], index_where=is_open)
     return bool(connection.execute(statement).rowcount)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email import message_from_bytes
@@ -19,7 +20,6 @@ from sqlalchemy import Engine, text
 
 from ragllava.errors import SettingsError
 from ragllava.settings import Settings
-from ragllava.stages.notices import deliver
 from ragllava.stages.notices.deliver import process_notices
 from ragllava.stages.notices.rules import parse_rules
 from ragllava.stages.results.finalize import publish_missing_results
@@ -57,7 +57,7 @@ class AnyPort(Controller):
     def _trigger_server(self) -> None:
         assert isinstance(self.server, asyncio.Server)
         self.port = self.server.sockets[0].getsockname()[1]
-        super()._trigger_server()
+        super()._trigger_server()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_a_mail_of_which_nobody_knows_whether_it_was_accepted_is_not_sent_twice(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dying:
-        dying.setattr(deliver.notices, "note_delivered", die)
+        dying.setattr(notices, "note_delivered", die)
         with pytest.raises(KeyboardInterrupt):
             process(desk)
     assert len(mail.accepted) == 1
@@ -186,7 +186,7 @@ def test_a_low_disk_is_told_once_until_it_is_not_low_any_more(
 ) -> None:
     for free_gib in (3, 2, 4.1, 9, 9, 1):
         usage = _Usage(100 * 2**30, 0, int(free_gib * 2**30))
-        monkeypatch.setattr(deliver.shutil, "disk_usage", lambda _path, usage=usage: usage)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path, usage=usage: usage)
         process(desk, disk_low_gib=4.0)
     assert [message["Subject"] for message in mail.accepted] == [
         "RagLLaVA: 3 GiB of disk are left",
