@@ -148,9 +148,10 @@ def test_workers_go_to_zero_and_come_back_without_a_lost_shard(cluster: Cluster,
     assert wanted(cluster) == 1, "there is no worker yet"
     assert all(probed(cluster, "answer"))
     cluster.start("answer", "query", FRAGILE)
-    wait_for("two answers", lambda: count_answers(cluster) >= 2, 60)
-    assert wanted(cluster) == 1, "it works"
+    cluster.wait_ready("answer")
     wait_for("the probes", lambda: probed(cluster, "answer") == [None, None, None])
+    wait_for("two answers", lambda: count_answers(cluster) >= 2)
+    assert wanted(cluster) == 1, "it works"
     assert cluster.terminate("answer") == 0
     assert all(probed(cluster, "answer"))
     answered = count_answers(cluster)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 
-from sqlalchemy import Column, Connection, Table, func, insert, select, text, update
+from sqlalchemy import Column, Connection, Table, func, insert, literal_column, select, text, update
 
 from ragllava.stores.schema import metadata
 
@@ -36,7 +36,7 @@ def fill(connection: Connection, before: Columns) -> set[str]:
             if (table.name, column.name) not in before and _is_empty(connection, table, column):
                 first = select(text("ctid")).select_from(table).limit(1).scalar_subquery()
                 value = {column.name: _value(connection, column)}
-                connection.execute(update(table).where(text("ctid") == first).values(value))
+                connection.execute(update(table).where(literal_column("ctid") == first).values(value))
                 filled.add(f"{table.name}.{column.name}")
     return filled
 

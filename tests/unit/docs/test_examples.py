@@ -30,7 +30,8 @@ from ragllava.stages.results.results import Previous, ResultRow
 from tests.support.pages import Page, all_pages, choices, command_of, read_page
 
 PAGES = all_pages()
-LANGUAGES = {"text", "sh", "json", "csv", "toml", "python"}  # `text` alone is not checked
+# `text` alone is not checked here; `yaml` are values of the chart, in tests/unit/infra/test_chart.py.
+LANGUAGES = {"text", "sh", "json", "csv", "toml", "python", "yaml"}
 
 
 def examples(*languages: str) -> list[Any]:

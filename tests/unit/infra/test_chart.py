@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from ragllava.cli.main import COMMANDS
 from ragllava.settings import Settings
 from ragllava.vital_signs import QUESTIONS
 from tests.support.chart import CHART, VALUE_SETS, Manifest, of_kind, rendered, run_helm, validate
-from tests.support.pages import ROOT
+from tests.support.pages import ROOT, all_pages
 from workers.app import QUEUES
 
 WORKERS = {"maintenance": "maint", "ingest": "ingest", "answer": "query", "train": "train"}
@@ -95,6 +96,15 @@ def test_a_manifest_with_a_mistake_is_not_valid() -> None:
 def test_a_wrong_value_is_refused(wrong: str, says: str) -> None:
     run = run_helm("template", "archive", CHART, *MINIMAL, "--set", wrong)
     assert run.returncode != 0 and says in run.stderr
+
+
+def test_the_values_on_the_pages_are_accepted(tmp_path: Path) -> None:
+    blocks = [block for page in all_pages() for block in page.blocks("yaml")]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "values.yaml").write_text(block)
+        run = run_helm("template", "archive", CHART, "--values", tmp_path / "values.yaml")
+        assert run.returncode == 0, run.stderr
 
 
 def test_no_secret_is_a_plain_setting() -> None:
