@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from ragllava.cli.options import Problem, connected, json_option, print_result
-from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from ragllava.client import MadeBackup, RestoredBackup, VerifiedBackup
@@ -34,7 +33,7 @@ def backup(
     Passwords and keys of services and webhooks are not saved. A backup holds what is erased later, until it is removed.
     """
     if at is not None and not verify:
-        raise UsageError("--at belongs to --verify; a backup is always of now")
+        raise click.UsageError("--at belongs to --verify; a backup is always of now")
     with connected() as client:
         if list_only:
             names = client.backups.list(vault)

@@ -30,6 +30,7 @@ from ragllava.stores.schema import REVISION, metadata
 from tests.conftest import own_settings
 from tests.integration.conftest import Postcards
 from tests.support.postcard_gallery import cards
+from tests.support.run_command import Run
 from tests.support.workshop import Workshop, open_workshop
 
 EARLIER = "0015"  # a revision with fewer columns and tables
@@ -305,6 +306,24 @@ def test_a_bucket_holds_backups_and_a_schedule_makes_them(
         assert client.backups.verify().problems == ()
     with Client(empty.model_copy(update={"backup_to": address})) as client:
         assert client.backups.restore(name=name).pictures == 12
+
+
+def test_the_commands_say_what_they_did(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("backup")
+    assert (code, err) == (1, "ragllava: name a folder or s3://bucket/prefix, or set RAGLLAVA_BACKUP_TO\n")
+    code, out, err = run("backup", "b")
+    assert (code, err) == (0, "") and ": 0 rows, 0 pictures" in out
+    [name] = run("backup", "b", "--list")[1].splitlines()
+    assert run("backup", "b", "--at", name)[0] == 2
+    code, out, _ = run("backup", "b", "--verify", "--json")
+    assert (code, json.loads(out)["problems"]) == (0, [])
+    code, _, err = run("restore", "b", "--at", "x")
+    assert code == 1 and f"has no backup 'x'; it has {name}" in err
+    code, out, err = run("restore", "b")
+    assert code == 0 and out.startswith(f"restored the backup {name}: 0 rows"), err
+    (tmp_path / "b" / MANIFESTS / f"{name}.json").write_text("{}")
+    code, _, err = run("backup", "b", "--verify")
+    assert code == 1 and err.startswith(f"ragllava: the manifest of the backup {name}")
 
 
 def test_a_full_disk_is_said_in_a_sentence(shop: Workshop, tmp_path: Path) -> None:
