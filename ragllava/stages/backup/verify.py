@@ -65,7 +65,7 @@ def verify(vault: Vault, name: str | None, on_progress: OnProgress) -> Verified:
             files += sum(isinstance(each, SavedObject) for each in page)
             size_bytes += sum(each.size_bytes for each in page)
             on_progress("pictures", pictures + files, manifest.content)
-    expected = manifest.content - sum(len(each) == 64 for each in manifest.absent)
+    expected = manifest.content - sum("/" not in each for each in manifest.absent)
     if pictures != expected:
         problems.append(f"the table of contents names {pictures:,} pictures, and the manifest {expected:,}")
     return _verified(vault, manifest, pictures, files, size_bytes, problems)
