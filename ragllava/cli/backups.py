@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -64,8 +64,10 @@ def restore(vault: str | None, *, at: str | None, as_json: bool) -> None:
     from ragllava.local.services import running_services
     from ragllava.settings import load_settings
 
+    settings = load_settings()
+    has_services = settings.database_url and settings.s3_endpoint
     with (
-        running_services(load_settings()) as settings,
+        nullcontext(settings) if has_services else running_services(settings) as settings,
         Client(settings, name="ragllava restore") as client,
         _bar("restore") as show,
     ):

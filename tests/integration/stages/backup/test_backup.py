@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
 import migrations
 from ragllava.client import Client
@@ -177,7 +177,7 @@ def test_verify_finds_every_damaged_file(shop: Workshop, tmp_path: Path, damage:
 def test_what_cannot_be_restored_is_refused_in_a_sentence(shop: Workshop, empty: Settings, tmp_path: Path) -> None:
     made = make(shop, tmp_path)
     vault = FolderVault(tmp_path)
-    shop.live_worker()
+    shop.live_worker(queues=("query", "ingest"))
     with pytest.raises(Conflict, match="workers of this system run"):
         restore(shop.settings, tmp_path)
     newer = replace(read_manifest(vault), name="2999-01-01T00-00-00Z", revision="9999")
@@ -248,7 +248,7 @@ def test_what_was_erased_after_a_backup_is_erased_again(
     restored = restore(empty, tmp_path, made.name)
     assert restored.erased == {"archives": 1, "images": 1} and restored.notes == ()
     with Client(empty) as client:
-        assert [archive.name for archive in client.archives.list()] == ["postcards"]
+        assert client.archives.names() == ["postcards"]
         assert [each.problem for each in client.system.inspect() if each.problem] == []
     assert sorted(all_rows(empty)["images None"])[0].startswith(str(others[0].id).encode())
     assert len([key for key in all_objects(empty) if key.startswith("sha256/")]) == 3
@@ -288,9 +288,7 @@ def test_an_object_that_is_erased_while_it_is_copied_is_not_in_the_backup(
     assert damaged.absent == (lost.sha256,), "a store that lost objects is saved all the same"
 
 
-def test_a_bucket_holds_backups_and_a_schedule_makes_them(
-    shop: Workshop, empty: Settings, settings: Settings, tmp_path: Path, engine: Engine
-) -> None:
+def test_a_bucket_holds_backups_and_a_schedule_makes_them(shop: Workshop, empty: Settings) -> None:
     bucket = f"{shop.settings.s3_bucket}-backup"
     address = f"s3://{bucket}/daily"
     with pytest.raises(ObjectMissing, match="there is no bucket"), Client(shop.settings) as client:
@@ -298,9 +296,10 @@ def test_a_bucket_holds_backups_and_a_schedule_makes_them(
     shop.resources.objects.make_bucket(bucket)
     own = shop.with_settings(backup_to=address, backup_keep=1)
     job_id = in_transaction(own.engine, submit_task, own.settings, TaskName.BACKUP, None, {})
-    own.run()
-    view = own.job(job_id)
-    assert view.state == "completed", view
+    own.dispatch()
+    with own.engine.begin() as connection:
+        [shard_id] = connection.scalars(text("SELECT id FROM shards WHERE job_id = :id"), {"id": job_id}).all()
+    assert own.run_shard(shard_id) and own.job(job_id).state == "completed"
     with Client(own.settings) as client:
         [name] = client.backups.list()
         assert client.backups.verify().problems == ()
