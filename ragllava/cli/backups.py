@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +13,7 @@ from ragllava.cli.options import Problem, connected, json_option, print_result
 
 if TYPE_CHECKING:
     from ragllava.client import MadeBackup, RestoredBackup, VerifiedBackup
+    from ragllava.settings import Settings
 
 _SHOWN = 20
 _MIB = 2**20
@@ -65,9 +66,10 @@ def restore(vault: str | None, *, at: str | None, as_json: bool) -> None:
     from ragllava.settings import load_settings
 
     settings = load_settings()
-    has_services = settings.database_url and settings.s3_endpoint
+    has_services = settings.database_url is not None and settings.s3_endpoint is not None
+    services: AbstractContextManager[Settings] = nullcontext(settings) if has_services else running_services(settings)
     with (
-        nullcontext(settings) if has_services else running_services(settings) as settings,
+        services as settings,
         Client(settings, name="ragllava restore") as client,
         _bar("restore") as show,
     ):

@@ -50,7 +50,7 @@ class Fleet:
     size: argparse.Namespace
     settings: Settings
     engine: Engine
-    messages: redis.Redis
+    messages: Any  # a client of Redis
     statements: Statements = field(default_factory=Statements)
     ticks: dict[str, list[float]] = field(default_factory=lambda: {"dispatch": [], "others": []})
     tick_ms: dict[str, float] = field(default_factory=dict)  # of processor time, a tick on average
@@ -299,7 +299,10 @@ def main() -> None:
             )
             engine = make_engine(settings.require_database(), name="fleet ticks")
             fleet = Fleet(size, settings, engine, redis.Redis.from_url(settings.require_redis()))
-            fleet.measure_retention() if size.retention else fleet.run()
+            if size.retention:
+                fleet.measure_retention()
+            else:
+                fleet.run()
             engine.dispose()
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -165,7 +165,10 @@ def test_verify_finds_every_damaged_file(shop: Workshop, tmp_path: Path, damage:
         for path in sorted((tmp_path / "objects").rglob("*")):
             if path.is_file():
                 data = path.read_bytes()
-                path.unlink() if damage == "remove" else path.write_bytes(data + b"x")
+                if damage == "remove":
+                    path.unlink()
+                else:
+                    path.write_bytes(data + b"x")
                 assert len(client.backups.verify(str(tmp_path)).problems) == 1, (path, path.name in pieces)
                 path.write_bytes(data)
         [manifest] = (tmp_path / MANIFESTS).iterdir()
