@@ -192,10 +192,10 @@ def test_what_cannot_be_restored_is_refused_in_a_sentence(shop: Workshop, empty:
     for address, words in ((f"s3://{empty.s3_bucket}/b", "another bucket"), ("ftp://x/y", "neither a folder")):
         with Client(empty) as client, pytest.raises(UsageError, match=words):
             client.backups.restore(address)
-    ObjectStore(empty).put("something", b"")
+    ObjectStore(empty).put("jobs/9/results.jsonl", b"")
     with pytest.raises(Conflict, match=r"bucket .* is not empty"):
         restore(empty, tmp_path, made.name)
-    ObjectStore(empty).delete("something")
+    ObjectStore(empty).delete("jobs/9/results.jsonl")
     engine = make_engine(empty.require_database(), name="test")
     in_transaction(engine, lambda connection: connection.execute(text("INSERT INTO archives (name) VALUES ('a')")))
     engine.dispose()
