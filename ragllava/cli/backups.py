@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
 
 from ragllava.cli.options import Problem, connected, json_option, print_result
-from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from ragllava.client import MadeBackup, RestoredBackup, VerifiedBackup
+    from ragllava.settings import Settings
 
 _SHOWN = 20
 _MIB = 2**20
@@ -34,7 +34,7 @@ def backup(
     Passwords and keys of services and webhooks are not saved. A backup holds what is erased later, until it is removed.
     """
     if at is not None and not verify:
-        raise UsageError("--at belongs to --verify; a backup is always of now")
+        raise click.UsageError("--at belongs to --verify; a backup is always of now")
     with connected() as client:
         if list_only:
             names = client.backups.list(vault)
@@ -65,8 +65,11 @@ def restore(vault: str | None, *, at: str | None, as_json: bool) -> None:
     from ragllava.local.services import running_services
     from ragllava.settings import load_settings
 
+    settings = load_settings()
+    has_services = settings.database_url is not None and settings.s3_endpoint is not None
+    services: AbstractContextManager[Settings] = nullcontext(settings) if has_services else running_services(settings)
     with (
-        running_services(load_settings()) as settings,
+        services as settings,
         Client(settings, name="ragllava restore") as client,
         _bar("restore") as show,
     ):

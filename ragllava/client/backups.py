@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ragllava.client.connections import Namespace
 from ragllava.errors import UsageError
@@ -53,12 +53,12 @@ class Backups(Namespace):
         """
         return Restorer(self._connections.settings, self._vault(vault), on_progress).restore(name)
 
-    def list(self, vault: str | None = None) -> list[str]:
-        """The names of the complete backups in a vault, the oldest first."""
-        return list_names(self._vault(vault))
-
     def _vault(self, vault: str | None) -> Vault:
         address = vault or self._connections.settings.backup_to
         if not address:
             raise UsageError("name a folder or s3://bucket/prefix, or set RAGLLAVA_BACKUP_TO")
         return open_vault(address, self._connections.settings)
+
+    def list(self, vault: str | None = None) -> Sequence[str]:
+        """The names of the complete backups in a vault, the oldest first."""
+        return list_names(self._vault(vault))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, func, select, text, update
+from sqlalchemy import Connection, Engine, Row, func, literal, select, text, update
 
 from ragllava.jobs import totalling
 from ragllava.jobs.kinds import Kind, kind_of
 from ragllava.jobs.locking import lock_job
-from ragllava.jobs.states import OPEN_SHARD_STATES, JobState
+from ragllava.jobs.states import JobState
+from ragllava.jobs.turns import has_open_shard
 from ragllava.stores.database import in_transaction, read_at_once
 from ragllava.stores.jobs import job_ends
 from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, Reconciliation, reconcile
-from ragllava.stores.schema import jobs, shards
+from ragllava.stores.schema import jobs
 
 
 def close_job_if_ended(connection: Connection, job_id: int) -> None:
@@ -61,8 +62,7 @@ def _ended_job(connection: Connection, job_id: int) -> Row[Any] | None:
 
 
 def _is_open(connection: Connection, job_id: int) -> bool:
-    open_shard = select(shards.c.id).where(shards.c.job_id == job_id, shards.c.state.in_(OPEN_SHARD_STATES))
-    return connection.scalar(open_shard.limit(1)) is not None
+    return bool(connection.scalar(select(has_open_shard(literal(job_id)))))
 
 
 def _close(connection: Connection, job: Row[Any], kind: Kind, counted: Reconciliation) -> None:

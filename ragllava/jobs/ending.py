@@ -13,10 +13,11 @@ from sqlalchemy import Connection, Engine, select
 
 from ragllava.jobs import closing, control, deadlines, stopping
 from ragllava.jobs.kinds import is_known_kind, kind_of
-from ragllava.jobs.states import OPEN_SHARD_STATES, STOPPING_JOB_STATES
+from ragllava.jobs.states import STOPPING_JOB_STATES
+from ragllava.jobs.turns import has_open_shard
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction, read_at_once
-from ragllava.stores.schema import jobs, shards
+from ragllava.stores.schema import jobs
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,6 @@ def end_refused(engine: Engine, job_id: int, kind: str, reason: str) -> None:
 
 def _ending_jobs(connection: Connection) -> list[int]:
     """Jobs that stop and have not ended, and jobs without an open shard, oldest first."""
-    open_shard = select(shards.c.id).where(shards.c.job_id == jobs.c.id, shards.c.state.in_(OPEN_SHARD_STATES)).limit(1)
-    is_ending = jobs.c.state.in_(STOPPING_JOB_STATES) | open_shard.scalar_subquery().is_(None)
+    is_ending = jobs.c.state.in_(STOPPING_JOB_STATES) | ~has_open_shard(jobs.c.id)
     query = select(jobs.c.id).where(jobs.c.finished_at.is_(None), is_known_kind(), is_ending)
     return list(connection.scalars(query.order_by(jobs.c.id)))

@@ -32,6 +32,7 @@ from ragllava.jobs.kinds import is_known_kind, kind_of, kinds_beside
 from ragllava.jobs.locking import lock_job, lock_shard
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import STOPPING_JOB_STATES, JobState, ShardState, stopped_as
+from ragllava.jobs.turns import has_waiting_shard
 from ragllava.records import Priority
 from ragllava.stores.database import equals_any, lock_rows, record, seconds
 from ragllava.stores.jobs.workers import has_refused
@@ -134,12 +135,10 @@ def watch(connection: Connection, lease: Lease) -> Watched:
     """Look whether a lease is still ours, its job and worker go on, and no shard of an urgent job waits for a worker of
     this kind of job. Reads only."""
     urgent = jobs.alias("urgent")
-    waiting = shards.alias("waiting")
     urgent_waits = exists().where(
-        waiting.c.job_id == urgent.c.id,
         is_urgent(urgent, kinds_beside(lease.kind)),
         urgent.c.priority > jobs.c.priority,
-        is_waiting(waiting),
+        has_waiting_shard(urgent.c.id),
     )
     ours = [shards.c.epoch == lease.epoch, shards.c.state == ShardState.RUNNING]
     row = connection.execute(

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Connection,
     Float,
     Row,
+    ScalarSelect,
     Subquery,
     Text,
     and_,
@@ -22,6 +23,8 @@ from sqlalchemy import (
     cast,
     exists,
     func,
+    literal,
+    or_,
     select,
     true,
 )
@@ -40,6 +43,29 @@ IS_READY = and_(
 def open_jobs() -> tuple[ColumnElement[bool], ...]:
     """The conditions that a job has not ended, and this version knows its kind."""
     return jobs.c.finished_at.is_(None), is_known_kind()
+
+
+def has_open_shard(job_id: ColumnElement[int]) -> ColumnElement[bool]:
+    """The condition that a shard of a job has not ended. It looks at one shard of each state."""
+    return or_(*(_first_of(job_id, state).is_not(None) for state in OPEN_SHARD_STATES))
+
+
+def has_waiting_shard(job_id: ColumnElement[int]) -> ColumnElement[bool]:
+    """The condition that a shard of a job waits for a worker, with or without a message."""
+    is_ready = (_FIRST.c.not_before.is_(None)) | (_FIRST.c.not_before <= func.now())
+    queued, pending = _first_of(job_id, ShardState.QUEUED), _first_of(job_id, ShardState.PENDING, is_ready)
+    return queued.is_not(None) | pending.is_not(None)
+
+
+_FIRST = shards.alias("first_shard")
+
+
+def _first_of(job_id: ColumnElement[int], state: ShardState, *conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    """The first shard of a job in a state. In order: without one, Postgres reads all shards where it expects many."""
+    # Written into the statement, as an index of some states is of no use for a plan that is made for any state.
+    of_state = _FIRST.c.state == literal(state.value, literal_execute=True)
+    of_job = (_FIRST.c.job_id == job_id, of_state, *conditions)
+    return select(_FIRST.c.id).where(*of_job).order_by(_FIRST.c.lo).limit(1).scalar_subquery()
 
 
 def job_turns() -> Subquery:

@@ -230,6 +230,10 @@ class ObjectStore:
             raise ObjectMissing(f"object store {self._endpoint}: there is no bucket {bucket}")
         self._put(bucket, key, stream, size_bytes, media_type)
 
+    def put_into(self, bucket: str, key: str, stream: BinaryIO, size_bytes: int) -> None:
+        """As `put_external_stream`, into a bucket that exists."""
+        self._put(bucket, key, stream, size_bytes, "application/octet-stream")
+
     def bucket_exists(self, bucket: str) -> bool:
         """Whether the bucket exists."""
         _check_names(bucket)

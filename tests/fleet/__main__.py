@@ -32,6 +32,7 @@ from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction, make_engine, outside_transaction, read_at_once
 from ragllava.stores.jobs import answers
 from ragllava.stores.maintenance import ticks, totals
+from tests.fleet import retention
 from tests.fleet.measures import Processor, Statement, Statements, TableLook, look, quantile, timed
 from tests.fleet.worker import FIGURES, MESSAGES, STOP
 
@@ -49,7 +50,7 @@ class Fleet:
     size: argparse.Namespace
     settings: Settings
     engine: Engine
-    messages: redis.Redis
+    messages: Any  # a client of Redis
     statements: Statements = field(default_factory=Statements)
     ticks: dict[str, list[float]] = field(default_factory=lambda: {"dispatch": [], "others": []})
     tick_ms: dict[str, float] = field(default_factory=dict)  # of processor time, a tick on average
@@ -81,15 +82,28 @@ class Fleet:
         seconds = time.monotonic() - began
         for name, process, before in (("Postgres", backend, used[0]), ("Python", psutil.Process(), used[1])):
             after = process.cpu_times()
-            self.tick_ms[name] = (
-                1000 * (after.user + after.system - before.user - before.system) / len(self.ticks["others"])
-            )
+            used_s = after.user + after.system - before.user - before.system
+            self.tick_ms[name] = 1000 * used_s / len(self.ticks["others"])
         stop.set()
         self.messages.set(STOP, 1)
         looker.join()
         for process in processes:
             process.wait(120)
         self._print(jobs, seconds)
+
+    def measure_retention(self) -> None:
+        """Answer all questions by SQL, and remove half of the jobs."""
+        with _said("images"):
+            self._fill_images()
+        with _said("jobs"):
+            jobs = [self._submit(number) for number in range(self.size.jobs)]
+        with _said("answers"):
+            questions = self.size.questions // self.size.jobs
+            retention.answer(self.engine, jobs, questions, self.size.images, self.size.candidates)
+        owner = make_engine(self.settings.require_database_owner(), pool_size=1, name="fleet owner")
+        server = [process for process in psutil.process_iter() if _is_postmaster(process, self.settings.home)]
+        retention.remove(self.engine, owner, self.settings, jobs[: len(jobs) // 2], server)
+        owner.dispose()
 
     def _fill_images(self) -> None:
         archive_id = in_transaction(self.engine, archive.ensure_archive, "fleet").archive_id
@@ -229,10 +243,17 @@ _COUNTED = text("""
 """)
 
 
-def _is_postgres(process: psutil.Process, home: Path) -> bool:
+def _is_postmaster(process: psutil.Process, home: Path) -> bool:
     try:
-        parents = [process, *process.parents()]
-        return any(str(home) in " ".join(each.cmdline()) and "postgres" in each.name() for each in parents)
+        return "postgres" in process.name() and str(home) in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _is_postgres(process: psutil.Process, home: Path) -> bool:
+    """The server itself, or one of its processes."""
+    try:
+        return any(_is_postmaster(each, home) for each in [process, *process.parents()])
     except psutil.Error:
         return False
 
@@ -258,6 +279,9 @@ def _arguments() -> argparse.Namespace:
     add("--candidates", type=int, default=5, help="of each question")
     add("--shard-s", type=float, default=10.0, help="that a worker sleeps for each shard")
     add("--most-s", type=float, default=3_600.0, help="after which the run ends")
+    add(
+        "--retention", action="store_true", help="measure only the removal of half of the jobs, whose answers are given"
+    )
     add("--tick-s", type=float, default=1.0)
     return parser.parse_args()
 
@@ -274,7 +298,11 @@ def main() -> None:
                 api_url=settings.api_database(),
             )
             engine = make_engine(settings.require_database(), name="fleet ticks")
-            Fleet(size, settings, engine, redis.Redis.from_url(settings.require_redis())).run()
+            fleet = Fleet(size, settings, engine, redis.Redis.from_url(settings.require_redis()))
+            if size.retention:
+                fleet.measure_retention()
+            else:
+                fleet.run()
             engine.dispose()
     finally:
         shutil.rmtree(home, ignore_errors=True)

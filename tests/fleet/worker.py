@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import redis
 from sqlalchemy import Connection, Engine, text
@@ -55,7 +56,7 @@ def sleeping_stage(images: int, candidates: int, shard_s: float) -> Callable[[Sh
     return stage
 
 
-def _work(name: str, engine: Engine, settings: Settings, messages: redis.Redis, errors: list[str]) -> None:
+def _work(name: str, engine: Engine, settings: Settings, messages: Any, errors: list[str]) -> None:
     in_transaction(engine, workers.register, name, ["query"], 1)
     in_transaction(engine, workers.report_ready, name, {"fleet": "1"})
     while not messages.exists(STOP):
@@ -68,7 +69,7 @@ def _work(name: str, engine: Engine, settings: Settings, messages: redis.Redis, 
             errors.append(str(error))
 
 
-def _beat(names: list[str], engine: Engine, settings: Settings, messages: redis.Redis) -> None:
+def _beat(names: list[str], engine: Engine, settings: Settings, messages: Any) -> None:
     while not messages.exists(STOP):
         began = time.monotonic()
         for name in names:

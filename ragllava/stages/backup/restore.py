@@ -38,6 +38,7 @@ from ragllava.stores.database import in_transaction, make_engine, outside_transa
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import REVISION
 
+_FOLDERS = ("sha256/", "thumbnails/", "jobs/", "uploads/", "adapters/", "training/")
 _MARK = "restoring"  # the object that names the backup while its restore is not finished
 _READ_BYTES = 2**20
 _IN_MEMORY_BYTES = 64 * 2**20
@@ -131,7 +132,7 @@ class Restorer:
                 f"this system is not empty: its table {table} has rows; restore into a new RAGLLAVA_HOME, or another "
                 "database and bucket"
             )
-        stored = next(iter(objects.list_objects("")), None)
+        stored = next((info for folder in _FOLDERS for info in objects.list_objects(folder)), None)
         if stored is not None:
             raise Conflict(
                 f"the bucket {objects.bucket} is not empty: it has the object {stored.key}; set RAGLLAVA_S3_BUCKET to "

@@ -151,16 +151,21 @@ class BucketVault:
         """The bucket has to exist when something is written."""
         self._store, self._bucket = store, bucket
         self._prefix = f"{prefix}/" if prefix else ""
+        self._is_there = False
         self.address = f"s3://{bucket}/{prefix}"
 
     def put(self, name: str, data: bytes | Path) -> None:
         """As Vault. Raises ObjectMissing when the bucket does not exist."""
-        address = f"s3://{self._bucket}/{self._prefix}{name}"
+        # Asked once, because SeaweedFS creates a missing bucket.
+        if not self._is_there and not self._store.bucket_exists(self._bucket):
+            raise ObjectMissing(f"there is no bucket {self._bucket}; create it, or choose another")
+        self._is_there = True
+        key = f"{self._prefix}{name}"
         if isinstance(data, bytes):
-            self._store.put_external_stream(address, BytesIO(data), len(data))
+            self._store.put_into(self._bucket, key, BytesIO(data), len(data))
             return
         with data.open("rb") as stream:
-            self._store.put_external_stream(address, stream, data.stat().st_size)
+            self._store.put_into(self._bucket, key, stream, data.stat().st_size)
 
     def open(self, name: str) -> AbstractContextManager[Readable]:
         """As Vault."""

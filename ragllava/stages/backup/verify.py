@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from ragllava.errors import ObjectCorrupt, ObjectMissing
@@ -50,7 +51,7 @@ def verify(vault: Vault, name: str | None, on_progress: OnProgress) -> Verified:
     size_bytes = 0
     pieces = list(dict.fromkeys(manifest.pieces()))
     for done, piece in enumerate(pieces, start=1):
-        if (problem := _problem(lambda piece=piece: read_piece(vault, piece))) is not None:  # type: ignore[misc]
+        if (problem := _problem(partial(read_piece, vault, piece))) is not None:
             problems.append(problem)
         size_bytes += piece.size_bytes
         on_progress("tables", done, len(pieces))
@@ -65,7 +66,7 @@ def verify(vault: Vault, name: str | None, on_progress: OnProgress) -> Verified:
             files += sum(isinstance(each, SavedObject) for each in page)
             size_bytes += sum(each.size_bytes for each in page)
             on_progress("pictures", pictures + files, manifest.content)
-    expected = manifest.content - sum(len(each) == 64 for each in manifest.absent)
+    expected = manifest.content - sum("/" not in each for each in manifest.absent)
     if pictures != expected:
         problems.append(f"the table of contents names {pictures:,} pictures, and the manifest {expected:,}")
     return _verified(vault, manifest, pictures, files, size_bytes, problems)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import pytest
-from sqlalchemy import Engine, insert, select, text, update
+from sqlalchemy import Connection, Engine, insert, select, text, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs import control, dispatch, ending, queue
@@ -294,20 +294,28 @@ def test_owners_take_turns_however_many_jobs_they_have(desk: Desk, engine: Engin
     assert {served.count(job_id) for job_id in many} == {2}
 
 
-def test_dispatch_reads_neither_the_ended_shards_of_a_job_nor_those_that_wait_longer(
-    desk: Desk, engine: Engine
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_no_statement_of_the_machinery_reads_the_shards_of_large_jobs(
+    desk: Desk, engine: Engine, owner_engine: Engine, analyzed: bool
 ) -> None:
-    """The statements of a tick cost the same however large the jobs are."""
-    desk.questions_job(2, per_shard=1)
-    small = visited_by_dispatch(desk, engine)
-    made = [desk.questions_job(4_000, per_shard=1) for _ in range(2)]
+    """Neither those that have ended nor those that wait, so a tick costs the same however large the jobs are."""
+    made = [desk.questions_job(400, per_shard=1) for _ in range(20)]
+    lease = desk.claim_next()
     with engine.begin() as connection:
-        ended = update(shards).where(shards.c.job_id.in_(made), shards.c.lo < 2_000)
+        ended = update(shards).where(shards.c.job_id.in_(made), shards.c.lo < 200, shards.c.state == "pending")
         connection.execute(ended.values(state="done", queued_at=text("now()"), finished_at=text("now()")))
-    assert visited_by_dispatch(desk, engine) < small + 200
-
-
-def visited_by_dispatch(desk: Desk, engine: Engine) -> int:
-    visited = visited_rows(engine, lambda connection: dispatch.choose(connection, desk.settings))
-    assert any("row_number" in each.statement for each in visited), "the statement that chooses shards is among them"
-    return sum(each.rows for each in visited)
+    with owner_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for table in ("shards", "jobs"):
+            connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
+            connection.execute(text(f"VACUUM {'(ANALYZE)' if analyzed else ''} {table}"))
+    works: dict[str, Callable[[Connection], object]] = {
+        "choose": lambda connection: dispatch.choose(connection, desk.settings),
+        "expired": dispatch._expired_shards,
+        "watch": lambda connection: queue.watch(connection, lease),
+        "heartbeat": lambda connection: queue.heartbeat(connection, lease, 60.0),
+        "finish": lambda connection: queue.finish(connection, lease),
+        "ending": ending._ending_jobs,
+    }
+    rows = {name: sum(each.rows for each in visited_rows(engine, work)) for name, work in works.items()}
+    assert all(0 < number < 2_000 for name, number in rows.items() if name != "expired"), rows
+    assert rows["expired"] < 2_000, rows

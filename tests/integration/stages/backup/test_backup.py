@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
 import migrations
 from ragllava.client import Client
@@ -18,7 +18,7 @@ from ragllava.errors import Conflict, NotFound, ObjectCorrupt, ObjectMissing, Sc
 from ragllava.records import TaskName
 from ragllava.settings import Settings
 from ragllava.stages.backup.backup import BackupMaker
-from ragllava.stages.backup.manifest import MANIFESTS, read_manifest, write_manifest
+from ragllava.stages.backup.manifest import MANIFESTS, read_manifest, read_pieces, write_manifest
 from ragllava.stages.backup.vaults import FolderVault
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.maintenance.stage import submit_task
@@ -30,6 +30,7 @@ from ragllava.stores.schema import REVISION, metadata
 from tests.conftest import own_settings
 from tests.integration.conftest import Postcards
 from tests.support.postcard_gallery import cards
+from tests.support.run_command import Run
 from tests.support.workshop import Workshop, open_workshop
 
 EARLIER = "0015"  # a revision with fewer columns and tables
@@ -96,7 +97,9 @@ def test_what_is_restored_is_what_was_there_and_open_jobs_continue(
 ) -> None:
     made = make(shop, tmp_path)
     assert (made.pictures, made.absent) == (12, ()) and made.files >= 3
-    assert "whsec_x" not in "".join(path.read_text("latin-1") for path in tmp_path.rglob("*") if path.is_file())
+    vault = FolderVault(tmp_path)
+    saved = b"".join(read_pieces(vault, read_manifest(vault).pieces()))
+    assert b"https://a.example" in saved and b"whsec_x" not in saved
     restored = restore(empty, tmp_path)
     assert (restored.rows, restored.pictures, restored.files) == (made.rows, made.pictures, made.files)
     assert any("https://a.example has a new secret" in note for note in restored.notes)
@@ -162,7 +165,10 @@ def test_verify_finds_every_damaged_file(shop: Workshop, tmp_path: Path, damage:
         for path in sorted((tmp_path / "objects").rglob("*")):
             if path.is_file():
                 data = path.read_bytes()
-                path.unlink() if damage == "remove" else path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+                if damage == "remove":
+                    path.unlink()
+                else:
+                    path.write_bytes(data + b"x")
                 assert len(client.backups.verify(str(tmp_path)).problems) == 1, (path, path.name in pieces)
                 path.write_bytes(data)
         [manifest] = (tmp_path / MANIFESTS).iterdir()
@@ -174,7 +180,7 @@ def test_verify_finds_every_damaged_file(shop: Workshop, tmp_path: Path, damage:
 def test_what_cannot_be_restored_is_refused_in_a_sentence(shop: Workshop, empty: Settings, tmp_path: Path) -> None:
     made = make(shop, tmp_path)
     vault = FolderVault(tmp_path)
-    shop.live_worker()
+    shop.live_worker(queues=("query", "ingest"))
     with pytest.raises(Conflict, match="workers of this system run"):
         restore(shop.settings, tmp_path)
     newer = replace(read_manifest(vault), name="2999-01-01T00-00-00Z", revision="9999")
@@ -186,10 +192,10 @@ def test_what_cannot_be_restored_is_refused_in_a_sentence(shop: Workshop, empty:
     for address, words in ((f"s3://{empty.s3_bucket}/b", "another bucket"), ("ftp://x/y", "neither a folder")):
         with Client(empty) as client, pytest.raises(UsageError, match=words):
             client.backups.restore(address)
-    ObjectStore(empty).put("something", b"")
+    ObjectStore(empty).put("jobs/9/results.jsonl", b"")
     with pytest.raises(Conflict, match=r"bucket .* is not empty"):
         restore(empty, tmp_path, made.name)
-    ObjectStore(empty).delete("something")
+    ObjectStore(empty).delete("jobs/9/results.jsonl")
     engine = make_engine(empty.require_database(), name="test")
     in_transaction(engine, lambda connection: connection.execute(text("INSERT INTO archives (name) VALUES ('a')")))
     engine.dispose()
@@ -245,7 +251,7 @@ def test_what_was_erased_after_a_backup_is_erased_again(
     restored = restore(empty, tmp_path, made.name)
     assert restored.erased == {"archives": 1, "images": 1} and restored.notes == ()
     with Client(empty) as client:
-        assert [archive.name for archive in client.archives.list()] == ["postcards"]
+        assert client.archives.names() == ["postcards"]
         assert [each.problem for each in client.system.inspect() if each.problem] == []
     assert sorted(all_rows(empty)["images None"])[0].startswith(str(others[0].id).encode())
     assert len([key for key in all_objects(empty) if key.startswith("sha256/")]) == 3
@@ -285,9 +291,7 @@ def test_an_object_that_is_erased_while_it_is_copied_is_not_in_the_backup(
     assert damaged.absent == (lost.sha256,), "a store that lost objects is saved all the same"
 
 
-def test_a_bucket_holds_backups_and_a_schedule_makes_them(
-    shop: Workshop, empty: Settings, settings: Settings, tmp_path: Path, engine: Engine
-) -> None:
+def test_a_bucket_holds_backups_and_a_schedule_makes_them(shop: Workshop, empty: Settings) -> None:
     bucket = f"{shop.settings.s3_bucket}-backup"
     address = f"s3://{bucket}/daily"
     with pytest.raises(ObjectMissing, match="there is no bucket"), Client(shop.settings) as client:
@@ -295,14 +299,33 @@ def test_a_bucket_holds_backups_and_a_schedule_makes_them(
     shop.resources.objects.make_bucket(bucket)
     own = shop.with_settings(backup_to=address, backup_keep=1)
     job_id = in_transaction(own.engine, submit_task, own.settings, TaskName.BACKUP, None, {})
-    own.run()
-    view = own.job(job_id)
-    assert view.state == "completed", view
+    own.dispatch()
+    with own.engine.begin() as connection:
+        [shard_id] = connection.scalars(text("SELECT id FROM shards WHERE job_id = :id"), {"id": job_id}).all()
+    assert own.run_shard(shard_id) and own.job(job_id).state == "completed"
     with Client(own.settings) as client:
         [name] = client.backups.list()
         assert client.backups.verify().problems == ()
     with Client(empty.model_copy(update={"backup_to": address})) as client:
         assert client.backups.restore(name=name).pictures == 12
+
+
+def test_the_commands_say_what_they_did(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("backup")
+    assert (code, err) == (1, "ragllava: name a folder or s3://bucket/prefix, or set RAGLLAVA_BACKUP_TO\n")
+    code, out, err = run("backup", "b")
+    assert (code, err) == (0, "") and ": 0 rows, 0 pictures" in out
+    [name] = run("backup", "b", "--list")[1].splitlines()
+    assert run("backup", "b", "--at", name)[0] == 2
+    code, out, _ = run("backup", "b", "--verify", "--json")
+    assert (code, json.loads(out)["problems"]) == (0, [])
+    code, _, err = run("restore", "b", "--at", "x")
+    assert code == 1 and f"has no backup 'x'; it has {name}" in err
+    code, out, err = run("restore", "b")
+    assert code == 0 and out.startswith(f"restored the backup {name}: 0 rows"), err
+    (tmp_path / "b" / MANIFESTS / f"{name}.json").write_text("{}")
+    code, _, err = run("backup", "b", "--verify")
+    assert code == 1 and err.startswith(f"ragllava: the manifest of the backup {name}")
 
 
 def test_a_full_disk_is_said_in_a_sentence(shop: Workshop, tmp_path: Path) -> None:
