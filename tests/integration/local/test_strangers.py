@@ -305,7 +305,7 @@ def _accepts(port: int) -> bool:
 @needs_namespaces
 def test_the_names_of_the_stores_sockets_cannot_be_taken(secluded: RunningHome) -> None:
     """SeaweedFS makes sockets with fixed names in /tmp, and does without a part of itself where it cannot."""
-    folder = Path("/tmp")  # noqa: S108 - whatever TMPDIR says
+    folder = Path("/tmp")
     names = [folder / f"seaweedfs-{part}-grpc-{port}.sock" for part in _PARTS for port in secluded.ports().values()]
     taken = [path for path in names if not path.exists()]  # another program may have left some
     assert taken
