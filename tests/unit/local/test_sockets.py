@@ -47,7 +47,7 @@ def test_a_folder_of_links_that_others_can_change_is_refused(tmp_path: Path, mon
     monkeypatch.setattr("ragllava.local.sockets._MOST_BYTES", len(str(tmp_path)) + 60)
     tmp_path.chmod(0o777)
     root = tmp_path / ("long-" * 20)
-    with pytest.raises(SettingsError, match=r"too long .* others can write to .* set RAGLLAVA_HOME"):
+    with pytest.raises(SettingsError, match=r"too long .*others can write to .*set RAGLLAVA_HOME"):
         short_path(root, root / SOCKET)
 
 
