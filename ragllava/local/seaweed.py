@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 
-import ragllava
 from ragllava.errors import ObjectMissing
 from ragllava.local.certificates import certificates_in, make_certificates
 from ragllava.local.processes import processes_in
@@ -117,7 +116,7 @@ class SeaweedService(EmbeddedService):
         """
         names = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ")
         keys = {f"WEED_{name}_KEY": self.secrets.s3_signing_key for name in names}
-        ours = {"PYTHONPATH": str(Path(ragllava.__file__).parents[1])}
+        ours = {"PYTHONPATH": str(Path(__file__).parents[2])}
         return {**super().environment(), **ours, **keys, **self._tls(), **self._webhook()}
 
     @property

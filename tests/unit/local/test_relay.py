@@ -31,6 +31,9 @@ async def relaying(most: int) -> AsyncIterator[tuple[int, list[asyncio.StreamWri
             await asyncio.start_server(Relay(path, most).serve, "127.0.0.1", 0) as relay,
         ):
             yield relay.sockets[0].getsockname()[1], reached
+            for writer in reached:
+                writer.close()
+            await _until_all_have_ended()
 
 
 def test_all_bytes_pass_both_ways_and_both_ends_end() -> None:
@@ -44,6 +47,13 @@ def test_all_bytes_pass_both_ways_and_both_ends_end() -> None:
             writer.close()
 
     asyncio.run(asyncio.wait_for(work(), WAIT_S))
+
+
+async def _until_all_have_ended() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    waiting = {task for task in others if "serve" in repr(task) or "repeat" in repr(task)}
+    if waiting:
+        await asyncio.wait(waiting)
 
 
 async def _send(writer: asyncio.StreamWriter, content: bytes) -> None:
@@ -81,5 +91,6 @@ def test_without_the_server_the_connection_ends() -> None:
             writer.write(b"hello")
             assert await reader.read(1) == b""
             writer.close()
+            await _until_all_have_ended()
 
     asyncio.run(asyncio.wait_for(work(), WAIT_S))
