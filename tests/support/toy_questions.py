@@ -41,7 +41,7 @@ def sheet(color: str, number: int) -> str:
 
 
 def draw_sheet(color: str, number: int) -> Image.Image:
-    """A picture of this color with dark squares; sheets without would be near-duplicates, which count as one picture."""
+    """A picture of this color with dark squares: without, sheets would be near-duplicates, which count as one."""
     rgb = COLORS[color]
     picture = Image.new("RGB", (64, 64), rgb)
     for place in random.Random(number).sample(range(16), 5):
