@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from PIL import Image
 
 from ragllava.client import Client
 from ragllava.records import Role
@@ -30,7 +29,7 @@ from tests.conftest import environment_of, own_settings
 from tests.support.api_server import make_key
 from tests.support.browser import Visitor, open_browser, visiting
 from tests.support.processes import ROOT
-from tests.support.toy_questions import COLORS, tiny_profile
+from tests.support.toy_questions import COLORS, draw_sheet, tiny_profile
 from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -134,8 +133,8 @@ def draw_sheets(home: Path, folders: int, questions: int) -> Belongings:
     for number in range(folders):
         within = home / "sheets" / f"{number:02}"
         within.mkdir(parents=True)
-        for color, rgb in COLORS.items():
-            Image.new("RGB", (64, 64 + number), rgb).save(within / f"{color}.png")
+        for color in COLORS:
+            draw_sheet(color, number).save(within / f"{color}.png")
             lines.append(f"{number:02}/{color}.png,A {color} sheet")
     (home / "sheets" / "captions.csv").write_text("\n".join(lines))
     asked = [f"q{n},Which sheet belongs to number {n}?,folder=sheets/{n % folders:02}" for n in range(questions)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,14 @@ def sheet(color: str, number: int) -> str:
     return f"{color}-{number}.png" if number else f"{color}.png"
 
 
-def _place(number: int) -> tuple[int, int]:
-    """Where a sheet has its dark square."""
-    return 16 * (number % 4), 16 * (number // 4)
+def draw_sheet(color: str, number: int) -> Image.Image:
+    """A picture of this color with dark squares: without, sheets would be near-duplicates, which count as one."""
+    rgb = COLORS[color]
+    picture = Image.new("RGB", (64, 64), rgb)
+    for place in random.Random(number).sample(range(16), 5):
+        left, top = 16 * (place % 4), 16 * (place // 4)
+        picture.paste(tuple(level // 2 for level in rgb), (left, top, left + 16, top + 16))
+    return picture
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,9 @@ class Classroom:
         """The pictures as files, with their captions beside them; ingest this folder first."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = ["file,caption"]
-        for color, rgb in COLORS.items():
+        for color in COLORS:
             for number in range(SHEETS):
-                picture = Image.new("RGB", (64, 64), rgb)
-                # Pictures of one color alone would be near-duplicates, which count as one picture.
-                left, top = _place(number)
-                picture.paste(tuple(level // 2 for level in rgb), (left, top, left + 16, top + 16))
-                picture.save(folder / sheet(color, number))
+                draw_sheet(color, number).save(folder / sheet(color, number))
                 lines.append(f"{sheet(color, number)},A {color} sheet")
         (folder / "captions.csv").write_text("\n".join(lines))
         return folder
