@@ -32,7 +32,7 @@ def test_questions_that_would_end_otherwise_are_shown_side_by_side(
         visitor.sign_in(shop.key("read", ARCHIVE))
         page = visitor.go(f"/console/archives/{ARCHIVE}/indexes")
         for width in (390, 1400):
-            page.set_viewport_size({"width": width, "height": 1100})
+            page.set_viewport_size({"width": width, "height": 1343})
             visitor.check_fits()
         visitor.check_access()
         visitor.draw("indexes")
