@@ -29,6 +29,7 @@ _SHARES = (0.1, 0.04, 0.2, 0.07, 0.3, 0.15, 0.5, 0.1, 0.02, 0.4)
 _FEWEST = 8
 _WITHIN = 9
 _LATE = 0.05  # of the time until the deadline
+_STOPPING_S = 1.0  # of one worker
 _POLL_S = 0.05
 
 
@@ -96,7 +97,8 @@ def _deadline_row(job: JobView, style: str, deadline_s: float) -> BenchRow:
 
 
 def _budget_row(job: JobView, limit_s: float) -> BenchRow:
-    wanted = Wanted(at_least=1 - _LATE, at_most=1 + _LATE)
+    """What the worker does until it has stopped is above the budget, however large that is."""
+    wanted = Wanted(at_least=1 - _LATE, at_most=(limit_s + _STOPPING_S) / limit_s)
     return BenchRow("deadlines", "half the needed budget", "the budget", "s", _busy(job), limit_s, wanted, _ends(job))
 
 
