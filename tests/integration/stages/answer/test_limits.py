@@ -120,7 +120,8 @@ def test_the_estimate_of_a_job_is_compared_with_what_came_out(desk: Workshop, te
     assert timing is not None and estimate.busy.expected_s == pytest.approx(timing["busy_s"])
     assert estimate.busy.low_s < estimate.busy.expected_s < estimate.busy.high_s
     waiting = in_transaction(desk.engine, estimate_job, desk.settings, desk.archive_id(), AnswerOptions(**options), 5)
-    assert (waiting.jobs_before, waiting.before_s) == (1, pytest.approx(timing["busy_s"] / 2))
+    assert waiting.jobs_before == 1
+    assert waiting.before_s == pytest.approx(timing["busy_s"] / 2)
     assert any("1 open job" in line for line in estimate_lines(waiting))
     desk.run()
     job = desk.job(second)
