@@ -56,9 +56,7 @@ def remove(engine: Engine, owner: Engine, settings: Settings, jobs: list[int], s
         remover.job(job_id)
     seconds = time.monotonic() - began
     longest = max((each.longest_s for each in statements.by_text.values()), default=0.0)
-    print(
-        f"removed {len(jobs)} jobs with {answers:,} answers: {seconds:.1f} s, longest statement {1000 * longest:.0f} ms"
-    )
+    print(f"removed {len(jobs)} jobs: {seconds:.1f} s, longest statement {1000 * longest:.0f} ms")
     for name, tables in look(engine).items():
         if name in _TABLES:
             print(f"  {name}: {tables.dead_rows:,} dead rows, {tables.size_bytes / 2**20:.0f} MiB")
