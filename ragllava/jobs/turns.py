@@ -179,8 +179,8 @@ def pending_shards(connection: Connection, most: int) -> Sequence[Row[Any]]:
     )
     ranked = select(owned.c.id, owned.c.kind, owned.c.queue, owned.c.priority, rank.label("rank")).subquery()
     # Kinds may share a queue, so priority decides between them, too.
-    first = (ranked.c.priority.desc(), ranked.c.rank)
-    return connection.execute(select(ranked).where(ranked.c.rank <= LOOK_AHEAD).order_by(*first)).all()
+    in_order = (ranked.c.priority.desc(), ranked.c.rank)
+    return connection.execute(select(ranked).where(ranked.c.rank <= LOOK_AHEAD).order_by(*in_order)).all()
 
 
 def priority_of(is_last: ColumnElement[bool]) -> ColumnElement[int]:

@@ -80,8 +80,8 @@ class Fleet:
             self._tick()
             time.sleep(max(0.0, self.settings.tick_s - (time.monotonic() - started)))
         seconds = time.monotonic() - began
-        for name, process, before in (("Postgres", backend, used[0]), ("Python", psutil.Process(), used[1])):
-            after = process.cpu_times()
+        for name, used_by, before in (("Postgres", backend, used[0]), ("Python", psutil.Process(), used[1])):
+            after = used_by.cpu_times()
             used_s = after.user + after.system - before.user - before.system
             self.tick_ms[name] = 1000 * used_s / len(self.ticks["others"])
         stop.set()
@@ -102,6 +102,7 @@ class Fleet:
             retention.answer(self.engine, jobs, questions, self.size.images, self.size.candidates)
         owner = make_engine(self.settings.require_database_owner(), pool_size=1, name="fleet owner")
         server = [process for process in psutil.process_iter() if _is_postmaster(process, self.settings.home)]
+        print(f"half of the jobs, with {questions * (len(jobs) // 2):,} questions, are removed")
         retention.remove(self.engine, owner, self.settings, jobs[: len(jobs) // 2], server)
         owner.dispose()
 
@@ -161,7 +162,7 @@ class Fleet:
 
     def _have_ended(self, jobs: list[int]) -> bool:
         open_jobs = text("SELECT count(*) FROM jobs WHERE id = ANY(:ids) AND finished_at IS NULL")
-        return read_at_once(self.engine, lambda connection: connection.scalar(open_jobs, {"ids": jobs})) == 0
+        return bool(read_at_once(self.engine, lambda connection: connection.scalar(open_jobs, {"ids": jobs})) == 0)
 
     def _look(self, stop: threading.Event, began: float, processes: list[subprocess.Popen[bytes]]) -> None:
         watched = {"ticks": psutil.Process(), **{f"workers {p.pid}": psutil.Process(p.pid) for p in processes}}

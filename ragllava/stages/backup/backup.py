@@ -39,7 +39,7 @@ from ragllava.stores.objects import ObjectStore
 
 IDS_OF = ("images", "jobs", "archives")  # by which a restore knows what was erased later
 _ROUNDS = 5
-_NAME = "%Y-%m-%dT%H-%M-%SZ"
+_NAME = "%Y-%m-%dT%H-%M-%S.%f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class BackupMaker:
         copied.add(others)
         before |= {each.key: each for each in saved}
         manifest = Manifest(
-            name=moment.strftime(_NAME),
+            name=f"{moment.strftime(_NAME)[:-3]}Z",  # milliseconds
             made_at=moment,
             version=metadata.version("ragllava"),
             content=content.number,

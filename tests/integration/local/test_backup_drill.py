@@ -56,8 +56,7 @@ def test_after_the_loss_of_everything_a_restore_gives_the_same_answers(
             client.backups.make(str(tmp_path / "vault"))
     for service in services._running:
         assert service.process is not None
-        for process in [*service.process.children(recursive=True), service.process]:
-            process.kill()
+        service.process.kill()
     services.stop()
     shutil.rmtree(homes[0])
 

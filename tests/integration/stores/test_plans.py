@@ -79,7 +79,7 @@ def _insert_archive(connection: Connection, archive_id: int, size: int) -> None:
     values = {"id": archive_id, "size": size, "name": f"archive-{archive_id}", "half": size // 2}
     for statement in _IMAGES[:4]:
         connection.execute(text(statement), values)
-    indexes._create_partition(connection, archive_id, 2)
+    indexes.create_partition(connection, archive_id, 2)
     connection.execute(text(_IMAGES[4]), values)
 
 
