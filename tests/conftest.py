@@ -12,7 +12,8 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -65,7 +66,9 @@ def template_database(services: Settings) -> Iterator[str]:
         migrations.upgrade(
             own.require_database_owner(), application_url=own.require_database(), api_url=own.api_database()
         )
-        yield name
+        with _Clones(services, name) as clones:
+            _clones[name] = clones
+            yield name
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def settings(services: Settings, template_database: str) -> Iterator[Settings]:
 @contextmanager
 def own_settings(services: Settings, template_database: str) -> Iterator[Settings]:
     """What the fixture `settings` gives, for fixtures of a wider scope."""
-    with _new_database(services, template_database) as name:
+    with _clones[template_database].one() as name:
         redis_url = _redis_url(services, next(_redis_database))
         own = {**_urls_of(services, name), "redis_url": redis_url, "s3_bucket": f"test-{uuid.uuid4().hex}"}
         _empty_redis(redis_url)
@@ -131,16 +134,60 @@ def _wait_for_no_disk(services: Settings) -> None:
 
 
 @contextmanager
-def _new_database(services: Settings, template: str = "template0") -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex}"
-    server = create_engine(services.require_database_owner(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+def _new_database(services: Settings) -> Iterator[str]:
+    server = _Server(services)
+    name = server.create("template0")
     try:
         yield name
     finally:
-        with server.connect() as connection:
+        server.drop(name)
+
+
+class _Server:
+    """Databases of a server, made and dropped by their owner."""
+
+    def __init__(self, services: Settings) -> None:
+        url = services.require_database_owner()
+        self._engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+
+    def create(self, template: str) -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        with self._engine.connect() as connection:
+            # Copying files takes half of the time that the default takes to write all blocks to the log.
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
+        return name
+
+    def drop(self, name: str) -> None:
+        with self._engine.connect() as connection:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+class _Clones(AbstractContextManager["_Clones"]):
+    """Copies of a database: the next one is made, and the last one dropped, while a test runs."""
+
+    def __init__(self, services: Settings, template: str) -> None:
+        self._server, self._template = _Server(services), template
+        self._thread = ThreadPoolExecutor(1)
+        self._next = self._thread.submit(self._server.create, template)
+        self._drops: list[Future[None]] = []
+
+    @contextmanager
+    def one(self) -> Iterator[str]:
+        name = self._next.result()
+        self._next = self._thread.submit(self._server.create, self._template)
+        try:
+            yield name
+        finally:
+            self._drops.append(self._thread.submit(self._server.drop, name))
+
+    def __exit__(self, *_error: object) -> None:
+        self._thread.shutdown()
+        self._server.drop(self._next.result())
+        for drop in self._drops:
+            drop.result()  # raises what a drop has raised
+
+
+_clones: dict[str, _Clones] = {}  # by the name of their template
 
 
 def _urls_of(services: Settings, database: str) -> dict[str, SecretStr]:

@@ -70,8 +70,15 @@ def wait_or_leave(
     client: Client, job_id: int, title: str, console: Console, *, timeout_s: float | None = None
 ) -> JobView:
     """As `wait_with_bar`; Ctrl-C ends the wait and leaves the job running."""
-    try:
+    with _leaving(job_id):
         return wait_with_bar(client, job_id, title, console, timeout_s=timeout_s)
+
+
+@contextmanager
+def _leaving(job_id: int) -> Iterator[None]:
+    """Ctrl-C in the block ends the command, names the job and leaves it running."""
+    try:
+        yield
     except KeyboardInterrupt:
         echo(
             f"job {job_id} keeps running in the background; `ragllava jobs show {job_id}` shows its progress", err=True
@@ -116,10 +123,11 @@ def follow(
     Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result, and
     when the command itself `has_failed` in a part.
     """
-    job = client.jobs.get(job_id)
-    warn_about_workers(client, kind_of(job.kind).queue)
-    if wait:
-        job = wait_or_leave(client, job_id, title, make_console(stderr=as_json))
+    with _leaving(job_id):
+        job = client.jobs.get(job_id)
+        warn_about_workers(client, kind_of(job.kind).queue)
+        if wait:
+            job = wait_with_bar(client, job_id, title, make_console(stderr=as_json))
     if wait and job.kind == JobKind.INGEST and is_success(job.state):
         warn_about_archive(client, job.archive)
     if as_json:

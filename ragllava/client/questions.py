@@ -43,7 +43,7 @@ from ragllava.stages.answer.submit import (
     submit_questions,
     submit_refresh,
 )
-from ragllava.stages.record_files import format_by_extension
+from ragllava.stages.record_files.opening import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import ResultPage, result_page, result_rows
 from ragllava.stages.results.kept import fetch_or_make

@@ -15,7 +15,8 @@ from typing import Any
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.evaluation.datasets.records import EvaluationImage, FilePicture
-from ragllava.stages.record_files import Record, Rejected, json_records
+from ragllava.stages.record_files.json_files import json_records
+from ragllava.stages.record_files.layouts import Record, Rejected
 
 PICTURE_SUFFIXES = (".jpg", ".png", ".jpeg", ".gif", ".tif", ".tiff", ".webp")
 

@@ -28,7 +28,7 @@ from ragllava.evaluation.datasets.files import (
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 from ragllava.metadata import clean_caption
-from ragllava.stages.record_files import Record, check_all
+from ragllava.stages.record_files.layouts import Record, check_all
 
 TOP_N = 1
 QUESTION_TYPE = "ImageQ"

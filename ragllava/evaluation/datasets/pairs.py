@@ -32,7 +32,7 @@ from ragllava.evaluation.datasets.files import (
     unique,
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
-from ragllava.stages.record_files import Record, check_all
+from ragllava.stages.record_files.layouts import Record, check_all
 
 QUESTION_TYPE = "caption"
 

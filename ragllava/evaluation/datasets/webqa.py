@@ -38,7 +38,7 @@ from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQues
 from ragllava.evaluation.datasets.webqa_keywords import find_keyword_tables, is_placeholder, read_keywords
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.metadata import clean_caption
-from ragllava.stages.record_files import Record, check_all
+from ragllava.stages.record_files.layouts import Record, check_all
 
 TOP_N = 2
 ROWS_PER_SERIES = 10_000_000  # an image's row in imgs.tsv is its id modulo this

@@ -15,7 +15,7 @@ from typing import Any
 
 from ragllava.errors import InvalidInput, LineError
 from ragllava.evaluation.datasets.files import BadRow, read_text
-from ragllava.stages.record_files import Record, check_all
+from ragllava.stages.record_files.layouts import Record, check_all
 
 _COLUMNS = ("Guid", "Qcate", "A", "Keywords_A", "Output")
 _FOLDERS = (

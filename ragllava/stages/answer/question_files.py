@@ -32,17 +32,8 @@ from ragllava.errors import LineError, UsageError
 from ragllava.filters import Filter, parse_where
 from ragllava.json_records import to_json
 from ragllava.records import FileFormat, Question
-from ragllava.stages.record_files import (
-    MAX_LINES,
-    UNSTORABLE,
-    CheckedFile,
-    Layout,
-    Record,
-    Rejected,
-    format_by_extension,
-    named,
-    opened_records,
-)
+from ragllava.stages.record_files.layouts import UNSTORABLE, CheckedFile, Layout, Record, Rejected, named
+from ragllava.stages.record_files.opening import MAX_LINES, format_by_extension, opened_records
 
 MAX_QUESTION_CHARACTERS = 8_000
 MAX_CUSTOM_ID_CHARACTERS = 64

@@ -25,7 +25,7 @@ from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Question, Retrieval
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
-from ragllava.stages.record_files import UNSTORABLE
+from ragllava.stages.record_files.layouts import UNSTORABLE
 from ragllava.stages.results.outbox import Outbox
 from ragllava.stores.archives import archive, blobs, filtering
 from ragllava.stores.archives.archive import Archive

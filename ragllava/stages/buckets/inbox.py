@@ -20,7 +20,7 @@ from ragllava.stages.answer.asked_pictures import AskedPictures
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stages.answer.submit import Submission, as_options, record_refusal, submit_questions
-from ragllava.stages.record_files import format_by_extension
+from ragllava.stages.record_files.opening import format_by_extension
 from ragllava.stages.results.outbox import LONGEST_NAME, Outbox
 from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.database import in_transaction

@@ -44,7 +44,7 @@ from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, u
 from ragllava.stages.ingest.listing import is_caption_file
 from ragllava.stages.ingest.sidecars import MAX_SIDECAR_BYTES, is_sidecar, sidecar_names, sidecar_stems
 from ragllava.stages.ingest.sidecars import read_sidecar as parse_sidecar
-from ragllava.stages.record_files import UNSTORABLE
+from ragllava.stages.record_files.layouts import UNSTORABLE
 from ragllava.stores.archives import image_changes
 from ragllava.stores.archives.archive import document_of, page_of
 from ragllava.stores.archives.image_changes import CaptionChange

@@ -21,16 +21,8 @@ from typing import Any
 
 from ragllava.errors import LineError
 from ragllava.records import FileFormat, Verdict
-from ragllava.stages.record_files import (
-    MAX_LINES,
-    UNSTORABLE,
-    CheckedFile,
-    Layout,
-    Record,
-    Rejected,
-    format_by_extension,
-    opened_records,
-)
+from ragllava.stages.record_files.layouts import UNSTORABLE, CheckedFile, Layout, Record, Rejected
+from ragllava.stages.record_files.opening import MAX_LINES, format_by_extension, opened_records
 
 MAX_ANSWER_CHARACTERS = 2_000
 

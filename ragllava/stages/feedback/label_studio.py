@@ -21,7 +21,9 @@ from ragllava.stages.feedback.files import (
     as_dismissal,
     as_line,
 )
-from ragllava.stages.record_files import Record, Rejected, opened_file, parse_json
+from ragllava.stages.record_files.json_files import parse_json
+from ragllava.stages.record_files.layouts import Record, Rejected
+from ragllava.stages.record_files.opening import opened_file
 from ragllava.stores.learning.noisy import NoisyView
 
 MAX_BYTES = 64 * 2**20  # of an export

@@ -19,7 +19,7 @@ from ragllava.answer_text import exact_match
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import AnswerStatus, JobKind, Label, NoisyCase, NoisyReason, NoisyState, StoredImage, Verdict
 from ragllava.stages.feedback.files import Dismissal, FeedbackFile, FeedbackLine, ImageName
-from ragllava.stages.record_files import Rejected
+from ragllava.stages.record_files.layouts import Rejected
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answered
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey

@@ -17,7 +17,7 @@ from typing import Any
 
 from ragllava.imaging.embedded import iso_moment
 from ragllava.metadata import clean_key
-from ragllava.stages.record_files import Rejected
+from ragllava.stages.record_files.layouts import Rejected
 
 EXIFTOOL_NAME = "sourcefile"  # the column that only exiftool writes
 _EXIFTOOL_CAPTIONS = ("description", "caption_abstract", "imagedescription", "usercomment", "xpcomment", "comment")

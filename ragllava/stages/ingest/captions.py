@@ -21,16 +21,8 @@ from ragllava.metadata import Metadata, clean_caption, clean_key, clean_metadata
 from ragllava.picture_names import FileName, match_names, split_page
 from ragllava.records import FileFormat, PageCaption
 from ragllava.stages.ingest.caption_documents import EXIFTOOL_NAME, exiftool_values, headerless, is_exiftool, unfold
-from ragllava.stages.record_files import (
-    EXTENSIONS,
-    Layout,
-    Record,
-    Rejected,
-    checked_records,
-    format_by_extension,
-    named,
-    opened_records,
-)
+from ragllava.stages.record_files.layouts import Layout, Record, Rejected, checked_records, named
+from ragllava.stages.record_files.opening import EXTENSIONS, format_by_extension, opened_records
 
 MAX_CAPTION_FILE_BYTES = 256 * 2**20  # of a caption file that lies in a packed file or a bucket
 

@@ -24,7 +24,7 @@ from ragllava.errors import UsageError
 from ragllava.json_records import to_json, write_json_lines
 from ragllava.metadata import Metadata
 from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question, evidence_of
-from ragllava.stages.record_files import format_by_extension
+from ragllava.stages.record_files.opening import format_by_extension
 from ragllava.whole_files import written_whole
 
 _MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold", "retrieval", "depth")

@@ -403,3 +403,17 @@ def test_a_group_shows_the_first_sentence_of_each_command_whole(name: str, run: 
     code, out, _ = run(*name.split(), "--help")
     assert code == 0
     assert "..." not in out.partition("Commands:")[2]
+
+
+def test_ctrl_c_before_the_wait_has_begun_names_the_job_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(job_id: int) -> JobView:
+        raise KeyboardInterrupt
+
+    client = Client(Settings())
+    monkeypatch.setattr(client.jobs, "get", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        progress.follow(client, 7, "questions", wait=True, as_json=False)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("job 7 keeps running in the background; `ragllava jobs show 7`")

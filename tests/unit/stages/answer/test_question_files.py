@@ -16,10 +16,10 @@ from pyarrow import parquet
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import FileFormat, Question
-from ragllava.stages import record_files
 from ragllava.stages.answer import question_files
 from ragllava.stages.answer.question_files import QuestionFile, read_questions
-from ragllava.stages.record_files import format_by_extension
+from ragllava.stages.record_files import csv_files, encodings, json_files
+from ragllava.stages.record_files.opening import format_by_extension
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
@@ -222,7 +222,8 @@ def test_too_many_lines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_line_above_the_limit_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_files, "MAX_LINE_CHARACTERS", 30)
+    for module in (encodings, csv_files, json_files):
+        monkeypatch.setattr(module, "MAX_LINE_CHARACTERS", 30)
     file = read('{"question": "' + "x" * 100 + '"}\n{"question": "y"}\n')
     assert [error.code for error in file.errors] == ["line_too_long"]
     assert file.valid == [Question(1, 2, "line-2", "y")]
