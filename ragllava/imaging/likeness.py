@@ -112,7 +112,7 @@ class Likeness:
         squares = (np.square(own).sum(axis=1)[:, None] + np.square(theirs).sum(axis=1) - 2 * (own @ theirs.T)) / size
         first, second = self._contrasts[rows][:, None], self._contrasts[others]
         lacking = (np.minimum(first, second) < _LEAST_CONTRAST) & (np.maximum(first, second) < _FAINT_CONTRAST)
-        return squares <= np.where(lacking, _LARGEST_IF_FAINT, _LARGEST_DIFFERENCE) ** 2
+        return np.asarray(squares <= np.where(lacking, _LARGEST_IF_FAINT, _LARGEST_DIFFERENCE) ** 2)
 
     def _parts(self, row: int) -> FloatArray:
         """The parts of a thumbnail that a middle is compared with, normalised, one in each row."""

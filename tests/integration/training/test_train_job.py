@@ -82,7 +82,8 @@ def test_what_did_not_learn_is_refused_and_likely_right_images_are_asked_about(b
     job = run(bench, request(overrides=NO_STEPS))
     assert job.training is not None and job.training.reason is not None
     assert (job.state, job.training.status) == (JobState.COMPLETED, TrainingStatus.REFUSED)
-    assert job.training.reason.startswith("not better, with captions: 0.000 → 0.000")
+    # Steps at next to no learning rate change nothing but the rounding, which a continuous score may see.
+    assert job.training.reason.startswith(("no difference, with captions", "not better, with captions: 0.000 → 0.000"))
     [version] = versions(bench)
     assert (version.state, version.name) == ("candidate", job.training.version)
     with bench.engine.begin() as connection:
