@@ -79,8 +79,9 @@ def settings(services: Settings, template_database: str) -> Iterator[Settings]:
 
 @contextmanager
 def own_settings(services: Settings, template_database: str) -> Iterator[Settings]:
-    """What the fixture `settings` gives, for fixtures of a wider scope."""
-    with _clones[template_database].one() as name:
+    """What the fixture `settings` gives, for fixtures of a wider scope; of `template0`, an empty database."""
+    database = _new_database(services) if template_database == "template0" else _clones[template_database].one()
+    with database as name:
         redis_url = make_url(services.require_redis()).set(database=str(next(_redis_database)))
         own = {
             **_urls_of(services, name),

@@ -115,7 +115,7 @@ class Receiver:
 
 def needed_settings(settings: Settings) -> Settings:
     """The settings without the secrets that the receiver does not need: it has a network port, and no use for them."""
-    databases = ("database_owner_url", "api_database_url")
+    databases = ("database_owner_url", "api_database_url", "scale_database_url")
     others = ("redis_url", "s3_access_key", "s3_secret_key", "vllm_api_key", *databases)
     return settings.model_copy(update=dict.fromkeys(others))
 

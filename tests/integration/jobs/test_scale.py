@@ -46,19 +46,15 @@ class Scaler(Desk):
 @pytest.fixture(scope="module")
 def scaled(services: Settings, template_database: str) -> Iterator[tuple[Settings, str]]:
     """A database with the role, as `ragllava migrate` makes it, and the role's address."""
-    try:
-        with own_settings(services, template_database) as own:
-            url = make_url(own.require_database_owner()).set(username=ROLE, password="s3:c/r%t")
-            address = url.render_as_string(hide_password=False)
-            for _ in range(2):  # the second time finds the role
-                migrations.upgrade(
-                    own.require_database_owner(), application_url=own.require_database(), scale_url=address
-                )
-            yield own, address
-    finally:
-        server = create_engine(services.require_database_owner(), poolclass=NullPool)
-        with server.begin() as connection:
-            connection.execute(text(f"DROP ROLE IF EXISTS {ROLE}"))
+    with own_settings(services, template_database) as own:
+        url = make_url(own.require_database_owner()).set(username=ROLE, password="s3:c/r%t")
+        address = url.render_as_string(hide_password=False)
+        for _ in range(2):  # the second time finds the role
+            migrations.upgrade(own.require_database_owner(), application_url=own.require_database(), scale_url=address)
+        yield own, address
+        with create_engine(own.require_database_owner(), poolclass=NullPool).begin() as connection:
+            connection.execute(text(f"DROP OWNED BY {ROLE}"))  # its rights
+            connection.execute(text(f"DROP ROLE {ROLE}"))
 
 
 @pytest.fixture
