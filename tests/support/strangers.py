@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 - of addresses; nobody may be unable to read it later
 import itertools
 import os
 import pickle
