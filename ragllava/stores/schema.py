@@ -248,6 +248,8 @@ shards = Table(
     Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
     Column("open_inputs", Integer),  # when its last attempt failed: fewer of them now are progress
     moment("claimed_at", nullable=True),  # by its last worker
+    Column("busy_s", Float, nullable=False, server_default=text("0")),  # of all its workers, by their own clocks
+    Column("reranked_at_most", Integer),  # candidates of a question, where a limit of its job cut them; NULL: nowhere
     # The shards of a job, and which one comes right before another (jobs/turns.py); none of these columns changes.
     Index("ix_shards_job_id_run_no_lo", "job_id", "run_no", "lo"),
     Index("ix_shards_open", "state", "job_id", "lo", postgresql_where=text(_IS_OPEN_SHARD)),
@@ -284,10 +286,10 @@ files = Table(
     Column("status", Text),  # NULL until the file has an outcome
     Column("reason", Text),
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
-    # Without it, each image that is erased would be searched for in the files of all jobs.
     # "Which files of this archive were rejected or noted, and not ingested since?"
     Index("ix_files_outcomes", "job_id", postgresql_where=text(OUTCOMES_TO_SHOW)),
     Index("ix_files_uri", "uri", postgresql_using="hash", postgresql_where=text("uri <> 'erased:'")),
+    # Without it, each image that is erased would be searched for in the files of all jobs.
     Index("ix_files_image_id", "image_id", postgresql_where=text("image_id IS NOT NULL")),
 )
 
