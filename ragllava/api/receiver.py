@@ -115,9 +115,8 @@ class Receiver:
 
 def needed_settings(settings: Settings) -> Settings:
     """The settings without the secrets that the receiver does not need: it has a network port, and no use for them."""
-    databases = ("database_owner_url", "api_database_url", "scale_database_url")
-    notices = ("notify_secret", "smtp_password")
-    others = ("redis_url", "s3_access_key", "s3_secret_key", "vllm_api_key", *databases, *notices)
+    secrets = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    others = (secrets | {"s3_access_key", "backup_s3_access_key"}) - {"database_url", "events_token"}
     return settings.model_copy(update=dict.fromkeys(others))
 
 
