@@ -8,6 +8,7 @@ revision = "0020"
 down_revision = "0019"
 branch_labels = None
 depends_on = None
+expands = True
 
 
 def upgrade() -> None:
