@@ -25,7 +25,7 @@ async def follow_while_signed_in(visit: Visit[Any, Any], look: Callable[[], Sigh
         with acting(access.scope_of(principal)):
             return await visit.run(look)
 
-    return await follow(visit.request, looked)
+    return await follow(visit, looked)
 
 
 def sight_of(jobs: list[JobView], *others: object) -> Sight:
