@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 THREADS = 40  # of blocking calls
 WAITING_THREADS = 200  # that wait for answers; more requests wait for one of them
+STRANGERS = 20  # of these, for those who are being signed in at a provider
 
 NOBODY = Principal("nobody", AccessRole.READ, frozenset())
 _SAFE_METHODS = ("GET", "HEAD")
