@@ -48,6 +48,7 @@ class ConsoleServer:
         """`pages` are all that exist: the navigation is made of them."""
         self._server = server
         self._pages = pages
+        self._is_reached_by_tls = urlsplit(server.client.settings.console_url or "").scheme == "https"
 
     @property
     def _client(self) -> Client:
@@ -57,6 +58,8 @@ class ConsoleServer:
         """The page as Starlette runs it."""
 
         async def run(request: Request) -> Response:
+            if self._is_reached_by_tls:
+                request.scope["scheme"] = "https"  # a proxy ends TLS, and need not say so
             principal = NOBODY
             secret = request.cookies.get(cookies.SIGN_IN)
             try:
