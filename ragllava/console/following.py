@@ -19,7 +19,7 @@ async def follow_while_signed_in(visit: Visit[Any, Any], look: Callable[[], Sigh
 
     async def looked() -> Sight | None:
         access = visit.client.access
-        principal = await visit.run(access.signed_in, visit.secret or "")
+        principal = await visit.run(access.signed_in, visit.secret or "", is_use=False)
         if principal is None:
             return None
         with acting(access.scope_of(principal)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -83,7 +84,9 @@ class ConsoleServer:
 
     async def _signed_in(self, page: Page | None, secret: str | None) -> tuple[Principal, str | None]:
         """Whose browser this is. Raises NotAuthenticated for a page that needs to know."""
-        principal = await self._server.in_thread(self._client.access.signed_in, secret) if secret else None
+        is_use = page is None or page.is_counted
+        find = partial(self._client.access.signed_in, is_use=is_use)
+        principal = await self._server.in_thread(find, secret) if secret else None
         if principal is not None:
             return principal, secret
         if page is not None and page.needs is not None:
