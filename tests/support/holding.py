@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -14,30 +13,24 @@ import pytest
 from tests.support.waiting import wait_for
 
 
-@dataclass
-class Hold:
-    """What takes the place of a method: each call of it waits until `release` is set."""
-
-    release: threading.Event = field(default_factory=threading.Event)
-    entered: list[str] = field(default_factory=list)
-
-    def __call__(self, *_args: Any, **_kwargs: Any) -> bool:
-        self.entered.append(threading.current_thread().name)
-        assert self.release.wait(60)
-        return True
-
-
 @contextmanager
 def holding(
     monkeypatch: pytest.MonkeyPatch, place: type, method: str, ask: Callable[[], int], *, asked: int, held: int
 ) -> Iterator[list[Future[int]]]:
-    """Inside, `held` of so many requests, each made by `ask`, wait in a method of the server. They end afterwards."""
-    hold = Hold()
-    monkeypatch.setattr(place, method, hold)
+    """Inside, `held` of so many requests, each made by `ask`, wait before a method of the server. Then they go on."""
+    release, entered = threading.Event(), list[str]()
+    work = getattr(place, method)
+
+    def wait_first(*args: Any, **kwargs: Any) -> Any:
+        entered.append(threading.current_thread().name)
+        assert release.wait(60)
+        return work(*args, **kwargs)
+
+    monkeypatch.setattr(place, method, wait_first)
     with ThreadPoolExecutor(asked) as threads:
         try:
             running = [threads.submit(ask) for _ in range(asked)]
-            wait_for("the requests to be held", lambda: len(hold.entered) >= held, 30)
+            wait_for("the requests to be held", lambda: len(entered) >= held, 30)
             yield running
         finally:
-            hold.release.set()
+            release.set()

@@ -116,7 +116,10 @@ def open_provider() -> Iterator[Provider]:
         def log_message(self, *_args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # many browsers come back at the same moment
+
+    server = Server(("127.0.0.1", 0), Handler)
     provider = Provider(f"http://127.0.0.1:{server.server_port}", key)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

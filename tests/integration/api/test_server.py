@@ -194,7 +194,7 @@ def test_a_process_is_alive_while_all_its_threads_wait_for_the_database(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look() -> int:
-        return httpx.get(f"{front.url}/healthz", timeout=60).status_code
+        return front.call("GET", "/healthz", None)[0]
 
     with holding(monkeypatch, Access, "has_callers", look, asked=THREADS, held=THREADS) as looks:
         assert httpx.get(f"{front.url}/livez", timeout=5).json() == {"status": "ok"}
@@ -202,13 +202,16 @@ def test_a_process_is_alive_while_all_its_threads_wait_for_the_database(
 
 
 def test_estimates_that_wait_for_a_worker_hold_nobody_up(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    headers, body = {"authorization": f"Bearer {front.key()}"}, {"archive": "stamps", "questions": ["What?"]}
+    key = front.key()
+    body = {"archive": "stamps", "questions": ["What?"], "sample": 0}
 
     def estimate() -> int:
-        return httpx.post(f"{front.url}/v1/estimates", json=body, headers=headers, timeout=60).status_code
+        return front.call("POST", "/v1/estimates", key, json=body)[0]
 
-    with holding(monkeypatch, Questions, "estimate", estimate, asked=THREADS, held=THREADS):
-        assert httpx.get(f"{front.url}/v1/jobs", headers=headers, timeout=5).status_code == 200
+    with holding(monkeypatch, Questions, "estimate", estimate, asked=THREADS, held=THREADS) as estimates:
+        jobs = httpx.get(f"{front.url}/v1/jobs", headers={"authorization": f"Bearer {key}"}, timeout=5)
+        assert jobs.status_code == 200
+    assert {each.result() for each in estimates} == {200}
 
 
 def test_unknown_routes_and_queries_have_the_shape_of_errors(front: Front) -> None:
