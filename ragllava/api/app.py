@@ -20,9 +20,10 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ragllava.api.errors import handle
+from ragllava.api.following import Followers
 from ragllava.api.route import Route
 from ragllava.api.routes import ALL_ROUTES
-from ragllava.api.server import THREADS, Server
+from ragllava.api.server import STRANGERS, THREADS, Server
 from ragllava.client import Client
 
 POOL = 16  # connections to the database
@@ -50,6 +51,8 @@ def assemble(routes: Sequence[BaseRoute], on_error: ErrorHandler) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.followers = Followers()
+        app.state.strangers = anyio.CapacityLimiter(STRANGERS)
         app.state.stopping = anyio.Event()  # set when the server begins to stop (ragllava/api/serving.py)
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield

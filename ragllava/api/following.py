@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from ragllava.client import pause_between_views
-from ragllava.errors import RagllavaError
+from ragllava.api.route import Call, bearer_token
+from ragllava.client import acting, pause_between_views
+from ragllava.errors import QuotaExceeded, RagllavaError
 
 log = logging.getLogger(__name__)
 
 EVENTS = "text/event-stream"
 _LOOK_S = 1.0  # between two looks, at least
 _HEARTBEAT_S = 15.0  # proxies close a connection on which nothing comes
+_OF_CALLER = 100  # streams at the same time: one for each job that a caller may have open
+_OF_ALL = 400  # of the 1,000 connections of a process (ragllava/api/serving.py): the others stay for requests
+_RETRY_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +41,72 @@ class Sight:
 Look = Callable[[], Awaitable[Sight | None]]  # None: there is nothing to see any more
 
 
-async def follow(request: Request, look: Look) -> Response:
+@dataclass
+class Followers:
+    """Who follows something in this process. For one thread: the loop."""
+
+    of_caller: int = _OF_CALLER
+    of_all: int = _OF_ALL
+    _streams: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def joined(self, owner: str) -> Iterator[None]:
+        """While a caller follows something. Raises QuotaExceeded for too many streams."""
+        if self._streams[owner] >= self.of_caller:
+            raise QuotaExceeded(f"this caller may follow {self.of_caller} things at the same time; ask again", _RETRY_S)
+        if self._streams.total() >= self.of_all:
+            raise QuotaExceeded("the server has too many followers; ask again later", _RETRY_S)
+        self._streams[owner] += 1
+        try:
+            yield
+        finally:
+            self._streams[owner] -= 1
+            if not self._streams[owner]:
+                del self._streams[owner]
+
+
+class _Followed(StreamingResponse):
+    """Events of somebody who has joined the followers, and leaves them when it ends, also before the first event."""
+
+    media_type = EVENTS
+
+    def __init__(self, events: AsyncIterator[str], joined: ExitStack) -> None:
+        super().__init__(events, headers={"x-accel-buffering": "no"})  # else a proxy may hold the events back
+        self._joined = joined
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._joined:
+            await super().__call__(scope, receive, send)
+
+
+async def follow_while_admitted(call: Call[Any, Any], look: Callable[[], Sight]) -> Response:
+    """The events of what `look` sees, with the rights that the key or token of the request has at each look."""
+    access, token = call.client.access, bearer_token(call.request)
+
+    async def looked() -> Sight:
+        principal = await call.run(access.authenticate, token)
+        with acting(access.scope_of(principal)):
+            return await call.run(look)
+
+    return await follow(call, looked)
+
+
+async def follow(call: Call[Any, Any], look: Look) -> Response:
     """`progress` when something has changed, `end` as the last event; a comment every 15 seconds.
 
     A client that comes back with `Last-Event-ID` is not told again what it knows; after the end it gets 204. The stream
-    ends as well when the server stops. Raises what the first look raises.
+    ends as well when the server stops. Raises what the first look raises, and QuotaExceeded.
     """
-    sight = await look()
-    last = request.headers.get("last-event-id", "")
-    if sight is None or (sight.is_last and sight.event_id == last):
-        return Response(status_code=204)
-    headers = {"x-accel-buffering": "no"}  # else a proxy may hold the events back
-    stopping: anyio.Event = request.app.state.stopping
-    return StreamingResponse(_events(stopping, look, sight, last), headers=headers, media_type=EVENTS)
+    request: Request = call.request
+    followers: Followers = request.app.state.followers
+    with ExitStack() as joining:
+        joining.enter_context(followers.joined(call.principal.owner))
+        sight = await look()
+        last = request.headers.get("last-event-id", "")
+        if sight is None or (sight.is_last and sight.event_id == last):
+            return Response(status_code=204)
+        stopping: anyio.Event = request.app.state.stopping
+        return _Followed(_events(stopping, look, sight, last), joining.pop_all())
 
 
 async def _events(stopping: anyio.Event, look: Look, first: Sight, last: str) -> AsyncIterator[str]:

@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ragllava.client import AccessRole, Client, Principal
-from ragllava.errors import AccessDenied, NotFound
+from ragllava.errors import AccessDenied, NotAuthenticated, NotFound
 
 if TYPE_CHECKING:
     from ragllava.settings import Settings
@@ -125,6 +125,14 @@ class Call(Generic[Q, B]):
     async def wait(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run`, for a call that waits for a worker: it takes no thread from the others."""
         return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.waiting)
+
+
+def bearer_token(request: Request) -> str:
+    """The key or token that a request has. Raises NotAuthenticated for none."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise NotAuthenticated("the request has no key: send the header Authorization: Bearer KEY")
+    return token.strip()
 
 
 Handler = Callable[[Call[Any, Any]], Any | Awaitable[Any]]

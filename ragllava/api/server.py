@@ -15,14 +15,15 @@ from starlette.responses import JSONResponse, Response
 from ragllava.api.bodies import read_body, read_query
 from ragllava.api.errors import answer_to
 from ragllava.api.rates import Rates
-from ragllava.api.route import Answer, Call, Endpoint, NoBody, Route
+from ragllava.api.route import Answer, Call, Endpoint, NoBody, Route, bearer_token
 from ragllava.client import AccessRole, AuditEntry, Client, Principal, acting
-from ragllava.errors import AccessDenied, NotAuthenticated, RagllavaError
+from ragllava.errors import AccessDenied, RagllavaError
 
 log = logging.getLogger(__name__)
 
 THREADS = 40  # of blocking calls
 WAITING_THREADS = 200  # that wait for answers; more requests wait for one of them
+STRANGERS = 20  # of these, for those who are being signed in at a provider
 
 NOBODY = Principal("nobody", AccessRole.READ, frozenset())
 _SAFE_METHODS = ("GET", "HEAD")
@@ -60,10 +61,7 @@ class Server:
         """Who calls. Raises NotAuthenticated, AccessDenied, QuotaExceeded."""
         if route.needs is None:
             return NOBODY
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise NotAuthenticated("the request has no key: send the header Authorization: Bearer KEY")
-        principal: Principal = await self.in_thread(self.client.access.authenticate, token.strip())
+        principal: Principal = await self.in_thread(self.client.access.authenticate, bearer_token(request))
         self.admit(principal, route)
         return principal
 

@@ -60,7 +60,7 @@ class QuestionFiles(Namespace):
         """
         return self.estimate(source, archive, options, where=where, priority=priority, sample=0)
 
-    def estimate(
+    def estimate(  # noqa: PLR0913 - each is an option of `ragllava submit --estimate`, or of its caller
         self,
         source: Source,
         archive: str,
@@ -70,10 +70,11 @@ class QuestionFiles(Namespace):
         priority: Priority = Priority.NORMAL,
         sample: int = 32,
         admitted: Callable[[int], AbstractContextManager[None]] = lambda questions: nullcontext(),
+        timeout_s: float = 120.0,
     ) -> Checked:
         """As `check`; if no earlier job tells, a worker is timed with so many of the questions first (0: none; at most
         64), inside `admitted(number)`. The answers of these are not stored. Raises AnswerTimeout when the worker takes
-        too long."""
+        more than `timeout_s` seconds."""
         how = Submission(archive, with_filter(options, where), priority=priority)
         file = self._file(source, self._asked_pictures(archive, folder_of(source)).check)
         searched, chosen, file = self._do(check_questions, file, how)
@@ -83,7 +84,7 @@ class QuestionFiles(Namespace):
             every = max(1, len(asked) // min(sample, MOST_TIMED))
             chosen_few = asked[::every][:MOST_TIMED]
             with admitted(len(chosen_few)):
-                timed = Requests(self._connections).time_questions(archive, chosen_few, chosen)
+                timed = Requests(self._connections).time_questions(archive, chosen_few, chosen, timeout_s)
             estimate = self._estimate(searched, chosen, file, how, timed)
         return Checked(len(file.lines), file.valid, file.errors, file.notes, estimate)
 

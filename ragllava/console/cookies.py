@@ -29,7 +29,7 @@ def csrf_of(secret: str | None) -> str:
 
 
 def set_cookie(request: Request, response: Response, name: str, value: str, max_age_s: int | None = None) -> None:
-    """For the console only, out of reach of scripts and of other sites; over TLS where the request came over it."""
+    """For the console only, out of reach of scripts and of other sites; over TLS where browsers use it."""
     is_secure = request.url.scheme == "https"
     response.set_cookie(name, value, max_age_s, path=ROOT, secure=is_secure, httponly=True, samesite="lax")
 

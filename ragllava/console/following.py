@@ -19,13 +19,13 @@ async def follow_while_signed_in(visit: Visit[Any, Any], look: Callable[[], Sigh
 
     async def looked() -> Sight | None:
         access = visit.client.access
-        principal = await visit.run(access.signed_in, visit.secret or "")
+        principal = await visit.run(access.signed_in, visit.secret or "", is_use=False)
         if principal is None:
             return None
         with acting(access.scope_of(principal)):
             return await visit.run(look)
 
-    return await follow(visit.request, looked)
+    return await follow(visit, looked)
 
 
 def sight_of(jobs: list[JobView], *others: object) -> Sight:

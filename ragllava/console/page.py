@@ -23,16 +23,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
+import anyio
 from starlette.datastructures import UploadFile
 
-from ragllava.api.route import Body, Call, Declared, Endpoint, H, Handler, Query
+from ragllava.api.route import Body, Call, Declared, Endpoint, H, Handler, P, Query, T
 from ragllava.client import AccessRole, Principal
+from ragllava.errors import QuotaExceeded
 
 Q = TypeVar("Q", bound=Query)
 B = TypeVar("B", bound=Body)
 NewBody = TypeVar("NewBody", bound=Body)
 
 ROOT = "/console"
+_RETRY_S = 5.0  # as long as a provider may take
 Context = Mapping[str, Any]
 
 
@@ -57,6 +60,21 @@ class Visit(Call[Q, B]):
     secret: str | None = None
     csrf: str = ""
     theme: str = ""
+
+    async def wait_as_stranger(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `wait`, for whoever is not signed in yet: such calls wait for a few threads, not for those of all.
+
+        Raises QuotaExceeded when too many are under way.
+        """
+        strangers: anyio.CapacityLimiter = self.request.app.state.strangers
+        try:
+            strangers.acquire_nowait()
+        except anyio.WouldBlock:
+            raise QuotaExceeded("too many browsers are signing in at this moment; try again", _RETRY_S) from None
+        try:
+            return await self.wait(work, *args, **kwargs)
+        finally:
+            strangers.release()
 
     def may(self, role: AccessRole, *, of_all: bool = False) -> bool:
         """Whether the caller may do what needs this role; with `of_all`, what concerns all archives."""
@@ -97,7 +115,8 @@ class Page(Endpoint):
     """One page, a part of one, or a change that a form asks for.
 
     `menu` is its name in the navigation, None: it is not there. `section` is that of its module: the navigation marks
-    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures and parts do not.
+    it. `is_counted`: whether it counts towards the requests of its caller in a minute, and as use of its
+    sign-in; pictures, and parts that pages fetch by themselves, do not.
     `is_change`: whether a form changes what others see, and so is noted in the audit.
     """
 

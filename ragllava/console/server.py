@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -48,6 +49,7 @@ class ConsoleServer:
         """`pages` are all that exist: the navigation is made of them."""
         self._server = server
         self._pages = pages
+        self._is_reached_by_tls = urlsplit(server.client.settings.console_url or "").scheme == "https"
 
     @property
     def _client(self) -> Client:
@@ -57,6 +59,8 @@ class ConsoleServer:
         """The page as Starlette runs it."""
 
         async def run(request: Request) -> Response:
+            if self._is_reached_by_tls:
+                request.scope["scheme"] = "https"  # a proxy ends TLS, and need not say so
             principal = NOBODY
             secret = request.cookies.get(cookies.SIGN_IN)
             try:
@@ -80,7 +84,9 @@ class ConsoleServer:
 
     async def _signed_in(self, page: Page | None, secret: str | None) -> tuple[Principal, str | None]:
         """Whose browser this is. Raises NotAuthenticated for a page that needs to know."""
-        principal = await self._server.in_thread(self._client.access.signed_in, secret) if secret else None
+        is_use = page is None or page.is_counted
+        find = partial(self._client.access.signed_in, is_use=is_use)
+        principal = await self._server.in_thread(find, secret) if secret else None
         if principal is not None:
             return principal, secret
         if page is not None and page.needs is not None:

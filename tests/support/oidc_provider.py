@@ -35,6 +35,7 @@ class Provider:
     changed: dict[str, Any] = field(default_factory=dict)
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
     groups_in_token: bool = True
+    instead: tuple[int, dict[str, Any]] | None = None  # of the configuration
 
     def token(self, key: rsa.RSAPrivateKey | None = None, **changed: Any) -> str:
         """Of the user ann, in the group staff."""
@@ -51,7 +52,7 @@ class Provider:
             "token_endpoint": "token",
             "userinfo_endpoint": "me",
         }
-        return {name: f"{self.issuer}/{path}" for name, path in paths.items()}
+        return {name: f"{self.issuer}/{path}" for name, path in paths.items()} | {"issuer": self.issuer}
 
     def leave(self, query: dict[str, str]) -> str:
         """Where a browser goes after the user has said yes."""
@@ -95,7 +96,10 @@ def open_provider() -> Iterator[Provider]:
                 "/keys": {"keys": [public]},
                 "/me": {"sub": "ann", "groups": ["chiefs"]} if is_ann else {"error": "invalid_token"},
             }
-            self._send(200, bodies[parts.path])
+            if parts.path.startswith("/.well-known/") and provider.instead is not None:
+                self._send(*provider.instead)
+            else:
+                self._send(200, bodies[parts.path])
 
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["content-length"])).decode()
@@ -112,7 +116,10 @@ def open_provider() -> Iterator[Provider]:
         def log_message(self, *_args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64  # many browsers come back at the same moment
+
+    server = Server(("127.0.0.1", 0), Handler)
     provider = Provider(f"http://127.0.0.1:{server.server_port}", key)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

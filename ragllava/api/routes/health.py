@@ -27,6 +27,7 @@ class Life(Answer):
 
 
 @routes.get("/livez", needs=None, answer=Life)
-def show_life(_call: Call[NoQuery, NoBody]) -> Life:
+async def show_life(_call: Call[NoQuery, NoBody]) -> Life:
     """Whether this process answers, whatever the database does."""
+    # No thread: all of them may wait for a silent database, and a process that is restarted then helps nobody.
     return Life(status="ok")

@@ -36,11 +36,15 @@ class Departure:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What a browser brings from the provider; `issuer` if the provider says it (RFC 9207)."""
+    """What a browser brings from the provider; `issuer` if the provider says it (RFC 9207).
+
+    `problem` says why the provider has given no code; empty: it has.
+    """
 
     code: str
     state: str
     issuer: str | None = None
+    problem: str = ""
 
 
 class SignInProvider:
@@ -88,6 +92,8 @@ class SignInProvider:
             raise NotAuthenticated("this sign-in was not begun in this browser, or too long ago; begin again")
         if arrival.issuer is not None and arrival.issuer != self._settings.oidc_issuer:
             raise NotAuthenticated("another provider has answered than the one that was asked")
+        if arrival.problem:  # not before: anybody can send a browser here, with any text
+            raise NotAuthenticated(f"the provider refuses the sign-in: {arrival.problem}")
         tokens = self._redeemed(arrival.code, departure)
         claims = self._tokens.claims(str(tokens.get("id_token", "")), self._client_id)
         is_ours = claims.get("azp", self._client_id) == self._client_id

@@ -106,14 +106,23 @@ class TokenReader:
         return address
 
     def configuration(self) -> dict[str, Any]:
-        """What the provider says about itself; it is read once. Raises ServiceUnavailable."""
+        """What the provider says about itself; once it is right, it is kept. Raises ServiceUnavailable."""
         if self._configuration is None:
             address = f"{str(self._settings.oidc_issuer).rstrip('/')}/.well-known/openid-configuration"
             try:
                 with urllib3.PoolManager(timeout=5, retries=1) as pool:
-                    self._configuration = dict(json.loads(pool.request("GET", address).data))
-            except (urllib3.exceptions.HTTPError, ValueError, TypeError) as error:
+                    answer = pool.request("GET", address)
+                said = json.loads(answer.data) if answer.status == 200 else None
+            except (urllib3.exceptions.HTTPError, ValueError) as error:
                 raise ServiceUnavailable(f"{address} cannot be read: {error}") from error
+            if not isinstance(said, dict):
+                raise ServiceUnavailable(f"{address} answers with the status {answer.status}, and no configuration")
+            if said.get("issuer") != self._settings.oidc_issuer:
+                raise ServiceUnavailable(
+                    f"{address} is the configuration of {str(said.get('issuer'))[:200]}; "
+                    f"RAGLLAVA_OIDC_ISSUER is {self._settings.oidc_issuer}, and must be the same"
+                )
+            self._configuration = said
         return self._configuration
 
 

@@ -50,8 +50,11 @@ def create_sign_in(connection: Connection, new: NewSignIn) -> str:
     return secret
 
 
-def find_sign_in(connection: Connection, secret: str) -> Principal | None:
-    """Who has this secret; None for one that is unknown, was idle for too long or has ended, also with its key."""
+def find_sign_in(connection: Connection, secret: str, *, is_use: bool = True) -> Principal | None:
+    """Who has this secret; None for one that is unknown, was idle for too long or has ended, also with its key.
+
+    `is_use`: somebody does something, so that the sign-in is not idle; a page that renews itself does not.
+    """
     of_key = sign_ins.outerjoin(api_keys, api_keys.c.id == sign_ins.c.key_id)
     digest = key_digest(secret)
     row = connection.execute(
@@ -72,7 +75,7 @@ def find_sign_in(connection: Connection, secret: str) -> Principal | None:
     ).one_or_none()
     if row is None:
         return None
-    if row[2]:
+    if row[2] and is_use:
         connection.execute(update(sign_ins).where(sign_ins.c.sha256 == digest).values(seen_at=func.now()))
     rights = row[3:6] if row.key_id is None else row[6:9]
     ids = None if rights[1] is None else frozenset(rights[1])

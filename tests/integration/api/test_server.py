@@ -12,13 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import openai
 import psutil
 import pytest
 from openai import OpenAI
 from sqlalchemy import func, select
 
+from ragllava.api.server import THREADS
 from ragllava.client import Client
+from ragllava.client.access.access import Access
+from ragllava.client.questions import Questions
 from ragllava.local.service import http_get
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
@@ -26,6 +30,7 @@ from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import batches, uploads
 from ragllava.whole_files import file_sha256
 from tests.support.api_server import Front, make_key
+from tests.support.holding import holding
 from tests.support.waiting import wait_for
 
 MIB = 2**20
@@ -183,6 +188,30 @@ def test_what_goes_wrong_inside_stays_inside(front: Front, monkeypatch: pytest.M
     monkeypatch.setattr(Batches, "list", fail)
     status, body, headers = front.call("GET", "/v1/batches", front.key(), headers={"x-request-id": "mine-1"})
     assert status == 500 and "secret" not in str(body) and headers["x-request-id"] == "mine-1"
+
+
+def test_a_process_is_alive_while_all_its_threads_wait_for_the_database(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> int:
+        return front.call("GET", "/healthz", None)[0]
+
+    with holding(monkeypatch, Access, "has_callers", look, asked=THREADS, held=THREADS) as looks:
+        assert httpx.get(f"{front.url}/livez", timeout=5).json() == {"status": "ok"}
+    assert {each.result() for each in looks} == {200}
+
+
+def test_estimates_that_wait_for_a_worker_hold_nobody_up(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = front.key()
+    body = {"archive": "stamps", "questions": ["What?"], "sample": 0}
+
+    def estimate() -> int:
+        return front.call("POST", "/v1/estimates", key, json=body)[0]
+
+    with holding(monkeypatch, Questions, "estimate", estimate, asked=THREADS, held=THREADS) as estimates:
+        jobs = httpx.get(f"{front.url}/v1/jobs", headers={"authorization": f"Bearer {key}"}, timeout=5)
+        assert jobs.status_code == 200
+    assert {each.result() for each in estimates} == {200}
 
 
 def test_unknown_routes_and_queries_have_the_shape_of_errors(front: Front) -> None:

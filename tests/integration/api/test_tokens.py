@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from sqlalchemy import select
 
-from ragllava.client.access.tokens import parse_groups
-from ragllava.errors import SettingsError
+from ragllava.client.access.tokens import TokenReader, parse_groups
+from ragllava.errors import ServiceUnavailable, SettingsError
 from ragllava.settings import Settings
 from ragllava.stores.access.keys import AccessRole
 from ragllava.stores.schema import sign_ins
@@ -83,6 +83,22 @@ def test_tokens_that_are_not_for_us_are_refused(front: Front, provider: Provider
     ):
         status, message = models(front, token)
         assert status == 401, message
+
+
+def test_what_is_not_the_configuration_of_the_provider_is_not_kept(services: Settings, provider: Provider) -> None:
+    own = services.model_copy(
+        update={"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_groups": "a=read"}
+    )
+    reader = TokenReader(own)
+    other = provider.configuration() | {"issuer": "https://another"}
+    try:
+        for instead in ((503, provider.configuration()), (200, {"error": "starting"}), (200, other)):
+            provider.instead = instead
+            with pytest.raises(ServiceUnavailable, match="well-known"):
+                reader.read(provider.token(groups="a"))
+    finally:
+        provider.instead = None
+    assert reader.read(provider.token(groups="a")).subject == "ann"
 
 
 def test_groups_that_cannot_be_read_are_an_error() -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
+from ragllava.api import app
 from ragllava.api.app import POOL
+from ragllava.api.following import Followers
 from ragllava.client import Client
 from tests.support.api_server import Front, serving
 from tests.support.browser import visiting
 from tests.support.console_client import reading
+from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -91,6 +95,42 @@ def test_events_end_with_the_sign_in(front: Front) -> None:
         front.client.access.revoke_key("_".join(key.split("_")[:2]))
         assert not [line for line in lines if line.startswith("id: ")]
         assert reader.get("/console/overview/events", accept="text/event-stream").status_code == 401
+
+
+def test_events_of_the_api_end_with_the_key(front: Front) -> None:
+    job, key = held_up_job(front), front.key("read")
+    address, headers = f"{front.url}/v1/jobs/{job}/events", {"authorization": f"Bearer {key}"}
+    with httpx.stream("GET", address, headers=headers, timeout=10) as events:
+        lines = events.iter_lines()
+        assert next(lines).startswith("id: ")
+        front.client.access.revoke_key("_".join(key.split("_")[:2]))
+        assert "event: end" not in list(lines)
+    assert httpx.get(address, headers=headers).status_code == 401
+
+
+def test_followers_leave_room_for_others(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "Followers", lambda: Followers(of_caller=2, of_all=3))
+    job, (keen, calm) = held_up_job(front), (front.key("read"), front.key("read"))
+    with (
+        Client(front.settings, name="second", pool_size=POOL, for_tenants=True) as client,
+        serving(client) as url,
+        httpx.Client() as http,
+        ExitStack() as streams,
+    ):
+
+        def follow(key: str) -> httpx.Response:
+            stream = http.stream("GET", f"{url}/v1/jobs/{job}/events", headers={"authorization": f"Bearer {key}"})
+            return streams.enter_context(stream)
+
+        first = follow(keen)
+        assert [first.status_code, follow(keen).status_code] == [200, 200]
+        refused = follow(keen)
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0, "too many of a caller"
+        assert [follow(calm).status_code, follow(calm).status_code] == [200, 429], "too many of all"
+        with reading(url, calm) as reader:
+            assert reader.get("/console/overview/events", accept="text/event-stream").status_code == 429
+        first.close()
+        wait_for("the follower to have left", lambda: follow(calm).status_code == 200, 10)
 
 
 def test_a_server_that_stops_lets_followers_go(front: Front) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import httpx
 import pytest
+import urllib3
 from pydantic import SecretStr
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
+from ragllava.api.server import STRANGERS, THREADS
+from ragllava.client import Client
 from ragllava.client.access.provider import SignInProvider
 from ragllava.client.access.tokens import TokenReader
 from ragllava.console.cookies import DEPARTURE, SIGN_IN
@@ -19,9 +25,12 @@ from ragllava.errors import SettingsError
 from ragllava.settings import Settings
 from ragllava.stores.schema import sign_ins
 from tests.conftest import own_settings
-from tests.support.api_server import Front, open_front
+from tests.support.api_server import Front, open_front, serving
 from tests.support.browser import visiting
+from tests.support.console_client import reading
+from tests.support.holding import holding
 from tests.support.oidc_provider import AUDIENCE, CLIENT, SECRET, Provider, open_provider
+from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -96,7 +105,13 @@ def test_an_identity_that_is_not_for_this_sign_in_is_refused(
         assert SIGN_IN not in http.cookies
 
 
-def test_what_a_browser_did_not_begin_it_cannot_end(front: Front, provider: Provider) -> None:
+def sign_ins_of(front: Front) -> int:
+    with front.office.engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(sign_ins)).scalar_one()
+
+
+def test_what_a_browser_did_not_begin_it_cannot_end(front: Front) -> None:
+    before = sign_ins_of(front)
     with httpx.Client(base_url=front.url) as http, httpx.Client(base_url=front.url) as other:
         path = went_to_provider(other)
         assert http.get(path).status_code == 401, "it has no cookie"
@@ -105,14 +120,63 @@ def test_what_a_browser_did_not_begin_it_cannot_end(front: Front, provider: Prov
         assert other.get(path.replace("iss=", "iss=x")).status_code == 401, "another provider has answered"
         assert other.get(path).status_code == 303
         assert other.get(path).status_code == 401, "the code is used up, and the cookie is gone"
-        refused = http.get("/console/sign-in/provider/return?error=access_denied&error_description=<b>no")
-        assert refused.status_code == 401 and "&lt;b&gt;no" in refused.text
+        began = parse_qs(urlsplit(went_to_provider(http)).query)["state"][0]
+        refusal = {"error": "access_denied", "error_description": "<b>call 555"}
+        for state, is_shown in (("", False), ("another", False), (began, True)):
+            refused = http.get("/console/sign-in/provider/return", params=refusal | {"state": state})
+            assert refused.status_code == 401 and "<b>call" not in refused.text
+            assert ("&lt;b&gt;call 555" in refused.text) is is_shown, "the text of a stranger"
         stolen = went_to_provider(http)
         verifier = http.cookies[DEPARTURE]
         went_to_provider(http)
         assert verifier != http.cookies[DEPARTURE] and http.get(stolen).status_code == 401
-    with front.office.engine.connect() as connection:
-        assert connection.scalar(select(func.count()).select_from(sign_ins).where(sign_ins.c.role == "write")) == 0
+    assert sign_ins_of(front) == before + 1, "one browser has ended what it had begun"
+
+
+def test_a_damaged_cookie_is_explained_to_people(front: Front) -> None:
+    with httpx.Client(base_url=front.url) as http:
+        path = went_to_provider(http)
+        kept = json.loads(unquote(http.cookies[DEPARTURE].strip('"')))
+        http.cookies.clear()
+        answer = http.get(path, headers={"cookie": f"{DEPARTURE}={quote(json.dumps([*kept[:4], '//evil']))}"})
+    assert answer.status_code == 401 and "is damaged; begin again" in answer.text and "pydantic" not in answer.text
+
+
+def test_browsers_that_wait_for_the_provider_hold_nobody_up(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    with httpx.Client(base_url=front.url) as http:
+        path, headers = went_to_provider(http), {"cookie": f"{DEPARTURE}={http.cookies[DEPARTURE]}"}
+
+    def arrive() -> int:
+        return urllib3.request("GET", front.url + path, headers=headers, timeout=60, retries=False).status
+
+    with holding(monkeypatch, SignInProvider, "rights_of", arrive, asked=THREADS, held=STRANGERS) as arrivals:
+        wait_for("the others to be refused", lambda: sum(each.done() for each in arrivals) == THREADS - STRANGERS, 30)
+        assert {each.result() for each in arrivals if each.done()} == {429}
+        assert httpx.get(f"{front.url}/v1/models", headers={"authorization": "Bearer x"}, timeout=5).status_code == 401
+    after = Counter(each.result() for each in arrivals)
+    assert after == {303: 1, 401: STRANGERS - 1, 429: THREADS - STRANGERS}, "the code works once"
+
+
+def test_cookies_go_over_tls_alone_where_browsers_use_it(front: Front) -> None:
+    settings = front.settings.model_copy(update={"console_url": "https://pictures.example.org"})
+    form = {"key": front.key("read")}
+    with Client(settings, name="second", for_tenants=True) as client, serving(client) as url:
+        for address, is_secure in ((url, True), (front.url, False)):
+            entered = httpx.post(f"{address}/console/sign-in", data=form, headers={"origin": address})
+            assert ("Secure" in entered.headers["set-cookie"].split("; ")) is is_secure
+
+
+def test_a_page_that_renews_itself_does_not_prolong_the_sign_in(front: Front) -> None:
+    with reading(front.url, front.key("read")) as reader:
+        for path, is_use in (("/overview/state", False), ("/overview/events", False), ("", True)):
+            with front.office.engine.begin() as connection:
+                connection.execute(update(sign_ins).values(seen_at=func.now() - timedelta(hours=2)))
+            with reader.http.stream("GET", f"/console{path}") as answer:
+                next(answer.iter_text())
+            with front.office.engine.connect() as connection:
+                is_fresh = sign_ins.c.seen_at > func.now() - timedelta(hours=1)
+                fresh = connection.execute(select(func.count()).select_from(sign_ins).where(is_fresh)).scalar_one()
+            assert fresh == is_use, path
 
 
 @pytest.mark.parametrize("to", ["//evil.example", "/console\\evil"])

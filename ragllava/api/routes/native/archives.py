@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -206,7 +207,7 @@ async def search_by_picture(call: Call[NoQuery, PictureSearch]) -> FoundList:
         limit=body.limit,
         retrieval=body.retrieval,
         where=body.where,
-        picture=await call.run(_stored_picture, call, name),
+        picture=partial(_stored_picture, call, name),
         timeout_s=call.settings.api_answer_timeout_s,
     )
     return FoundList(data=list(map(_found_object, found)))

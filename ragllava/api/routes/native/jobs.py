@@ -225,13 +225,24 @@ class EstimateBody(NewJobBody):
 
 
 @routes.post("/v1/estimates", needs=AccessRole.ASK, body=EstimateBody, answer=EstimateObject, archive_in="body:archive")
-def estimate_job(call: Call[NoQuery, EstimateBody]) -> EstimateObject:
+async def estimate_job(call: Call[NoQuery, EstimateBody]) -> EstimateObject:
     """How long a job of these questions would take. Makes no job, but may time a few questions at a worker."""
+    return await call.wait(_estimate, call)
+
+
+def _estimate(call: Call[NoQuery, EstimateBody]) -> EstimateObject:
     body, admitted = call.body, partial(call.client.access.admitted, call.principal)
     rows = [row if isinstance(row, dict) else {"question": row} for row in body.questions]
     archive, priority = call.archive(body.archive), body.chosen_priority
     estimate = call.client.questions.estimate(
-        rows, archive, body.options, where=body.where, priority=priority, sample=body.sample, admitted=admitted
+        rows,
+        archive,
+        body.options,
+        where=body.where,
+        priority=priority,
+        sample=body.sample,
+        admitted=admitted,
+        timeout_s=call.settings.api_answer_timeout_s,
     ).estimate
     return EstimateObject(**estimate.as_json())
 

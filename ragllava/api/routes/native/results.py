@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
-from ragllava.api.following import EVENTS, Sight, follow
+from ragllava.api.following import EVENTS, Sight, follow_while_admitted
 from ragllava.api.route import Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.native.jobs import JobObject, job_object
 from ragllava.api.routes.native.shared import OwnedFile, made_file
-from ragllava.client import AccessRole, acting
+from ragllava.client import AccessRole
 
 routes = Routes("Results")
 
@@ -70,14 +70,9 @@ async def follow_job(call: Call[NoQuery, NoBody]) -> Response:
     """The progress of a job as server-sent events: `progress` when something has changed, `end` as the last one.
 
     The data of an event is the job. A client that comes back with `Last-Event-ID` is not told again what it knows;
-    after the end it gets 204. A comment comes every 15 seconds.
+    after the end it gets 204. A comment comes every 15 seconds. The events end with the key or token of the request.
     """
-
-    async def look() -> Sight:
-        with acting(call.principal.scope):
-            return await call.run(sight_of_job, call)
-
-    return await follow(call.request, look)
+    return await follow_while_admitted(call, lambda: sight_of_job(call))
 
 
 def sight_of_job(call: Call[Any, Any]) -> Sight:

@@ -180,7 +180,8 @@ def undo_review(visit: Visit[NoQuery, TabForm]) -> Done | Response:
     return Done("Your last review is undone.", Which(archive=name, tab=form.tab).address(case=key))
 
 
-@pages.post(f"{REVIEW}/renew", needs=AccessRole.REVIEW, body=TabForm, archive_in="body:archive")
+# Not counted: an open tab does it by itself.
+@pages.post(f"{REVIEW}/renew", needs=AccessRole.REVIEW, body=TabForm, archive_in="body:archive", is_counted=False)
 def renew_leases(visit: Visit[NoQuery, TabForm]) -> Response:
     """Keep the cases that a tab has open; which of them it still has, as JSON."""
     visit.archive(visit.body.archive)

@@ -78,10 +78,11 @@ def sign_in(visit: Visit[NoQuery, SignInForm]) -> Response | Shown:
 
 
 @pages.get(f"{SIGN_IN}/provider", needs=None, query=SignInQuery, template="sign_in.html", title="Sign in")
-def go_to_provider(visit: Visit[SignInQuery, NoBody]) -> Response | Shown:
+async def go_to_provider(visit: Visit[SignInQuery, NoBody]) -> Response | Shown:
     """Send the browser to the provider."""
+    begin = visit.client.access.begin_at_provider
     try:
-        departure = visit.client.access.begin_at_provider(str(visit.request.base_url))
+        departure = await visit.wait_as_stranger(begin, str(visit.request.base_url))
     except NotAuthenticated as error:
         return Shown(_form(visit, visit.query.next, str(error)), status=401)
     response = RedirectResponse(departure.address, 303)
@@ -90,18 +91,20 @@ def go_to_provider(visit: Visit[SignInQuery, NoBody]) -> Response | Shown:
 
 
 @pages.get(f"{SIGN_IN}/provider/return", needs=None, query=ArrivalQuery, template="sign_in.html", title="Sign in")
-def come_from_provider(visit: Visit[ArrivalQuery, NoBody]) -> Response | Shown:
+async def come_from_provider(visit: Visit[ArrivalQuery, NoBody]) -> Response | Shown:
     """Sign in with what the provider has given the browser."""
     query, kept = visit.query, cookies.kept_departure(visit.request)
+    sign_in_there = visit.client.access.sign_in_at_provider
+    arrival = Arrival(query.code, query.state, query.iss, query.error_description or query.error)
     try:
-        if query.error:
-            raise NotAuthenticated(f"the provider refuses the sign-in: {query.error_description or query.error}")
         if kept is None:
             raise NotAuthenticated("this sign-in was not begun in this browser, or too long ago; begin again")
         to = SignInQuery(next=kept[1]).next
-        secret, _ = visit.client.access.sign_in_at_provider(Arrival(query.code, query.state, query.iss), kept[0])
-    except (NotAuthenticated, ValidationError) as error:
+        secret, _ = await visit.wait_as_stranger(sign_in_there, arrival, kept[0])
+    except NotAuthenticated as error:
         return Shown(_form(visit, ROOT, str(error)), status=401)
+    except ValidationError:
+        return Shown(_form(visit, ROOT, "what the browser kept of this sign-in is damaged; begin again"), status=401)
     response = _enter(visit, secret, to)
     cookies.forget_cookie(response, cookies.DEPARTURE)
     return response

@@ -223,7 +223,13 @@ def test_a_search_finds_pictures_like_one_that_is_sent(shop: Shop) -> None:
         for address, sentence in refused.items():
             answer = http.post(f"{where}/search", json={"image_url": address})
             assert (answer.status_code, sentence in answer.text) == (400, True), answer.text
-        assert http.post(f"{where}/search", json={"image_url": url, "retrieval": "caption"}).status_code == 400
+        fresh = picture("orchid")
+        wrong: list[dict[str, Any]] = [{"retrieval": "caption"}, {"where": "no.such.key = 1"}, {"where": "="}]
+        for body in wrong:
+            sent = {"image_url": "data:image/png;base64," + base64.b64encode(fresh).decode()} | body
+            assert http.post(f"{where}/search", json=sent).status_code == 400
+        stored = shop.workshop.resources.objects.exists(content_key(hashlib.sha256(fresh).hexdigest()))
+        assert not stored, "nothing of a search that is wrong is stored"
         assert http.post("/v1/archives/coins/search", json={"image_url": url}).status_code == 404
 
 
