@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import SecretStr
 
-from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable
+from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable, SettingsError
 from ragllava.local.home import Home, HomeLock, Secrets, ServicesState
 from ragllava.local.passage import withdraw
 from ragllava.local.ports import API_PORT, Ports
@@ -115,6 +115,11 @@ class LocalServices:
 
         for kind in self._embedded():
             kind.find_program()
+        if self._settings.s3_secure and SeaweedService in self._embedded():
+            raise SettingsError(
+                "RAGLLAVA_S3_SECURE=true needs RAGLLAVA_S3_ENDPOINT: the embedded SeaweedFS is reached at a Unix "
+                "socket, without HTTPS; leave out the former"
+            )
         self.home.prepare()
         self.lock.acquire()
         try:
