@@ -31,7 +31,7 @@ from ragllava.local.relay import BACKLOG, Relay
 MODULE = "ragllava.local.secluded"  # how it is run
 
 _NEWNS, _NEWUSER, _NEWNET = 0x0002_0000, 0x1000_0000, 0x4000_0000
-_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x4_0000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x8_0000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _PR_SET_PDEATHSIG = 1
 _TEMPORARY = Path("/tmp")  # noqa: S108 - the one that SeaweedFS uses, whatever TMPDIR says
@@ -45,6 +45,9 @@ def seclude(keep: Sequence[Path]) -> None:
     Raises OSError where the system does not allow it; then it may have taken effect in part (`why_not_secluded`).
     """
     user, group = os.geteuid(), os.getegid()
+    kept = {*keep, *(path.resolve() for path in keep)}
+    if _TEMPORARY in kept:
+        raise OSError(f"{_TEMPORARY} itself must stay visible; set RAGLLAVA_HOME to a folder in it, or elsewhere")
     try:
         _call("unshare", _NEWNET | _NEWNS)
     except PermissionError:  # not root: as the root of a user namespace, in which we stay who we are
@@ -52,7 +55,7 @@ def seclude(keep: Sequence[Path]) -> None:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    _own_temporary_folder({*keep, *(path.resolve() for path in keep)})
+    _own_temporary_folder(kept)
     _raise_loopback()
 
 
@@ -78,7 +81,8 @@ def _own_temporary_folder(keep: Iterable[Path]) -> None:
     folder = Path.cwd()
     hidden = [path for path in keep if path.is_relative_to(_TEMPORARY)]
     opened = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in hidden}
-    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)  # else our mounts would be everybody's
+    # Else our mounts would be everybody's. What is unmounted outside still goes here, which frees the disk.
+    _mount(None, "/", None, _MS_REC | _MS_SLAVE)
     _mount("tmpfs", str(_TEMPORARY), "tmpfs", 0)
     for path, number in opened.items():
         path.mkdir(parents=True, exist_ok=True)
