@@ -93,9 +93,14 @@ class Restorer:
             if not is_loaded:
                 self._prepare_tables(url, manifest.revision)
                 in_transaction(engine, self._load, manifest)
-        urls = self.settings.require_database(), self.settings.api_database()
-        migrations.upgrade(url, application_url=urls[0], api_url=urls[1])
-        with _engine(urls[0]) as engine:
+        application_url = self.settings.require_database()
+        migrations.upgrade(
+            url,
+            application_url=application_url,
+            api_url=self.settings.api_database(),
+            scale_url=self.settings.scale_database(),
+        )
+        with _engine(application_url) as engine:
             self._build_graphs(engine)
             renewed = in_transaction(engine, loading.renew_secrets, new_secret)
             erased, notes = erase_again(engine, self.settings, objects, self.vault, manifest)

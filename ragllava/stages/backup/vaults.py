@@ -79,6 +79,7 @@ def _store_of_backups(settings: Settings) -> ObjectStore:
         settings.model_copy(
             update={
                 "s3_endpoint": settings.backup_s3_endpoint,
+                "s3_socket": None,  # that of our own store
                 "s3_access_key": settings.backup_s3_access_key,
                 "s3_secret_key": settings.backup_s3_secret_key,
                 "s3_secure": settings.backup_s3_secure,

@@ -19,7 +19,7 @@ from ragllava.records import TaskName
 from ragllava.settings import Settings
 from ragllava.stages.backup.backup import BackupMaker
 from ragllava.stages.backup.manifest import MANIFESTS, read_manifest, read_pieces, write_manifest
-from ragllava.stages.backup.vaults import FolderVault
+from ragllava.stages.backup.vaults import FolderVault, open_vault
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
@@ -306,6 +306,22 @@ def test_a_bucket_holds_backups_and_a_schedule_makes_them(shop: Workshop, empty:
         assert client.backups.verify().problems == ()
     with Client(empty.model_copy(update={"backup_to": address})) as client:
         assert client.backups.restore(name=name).pictures == 12
+
+
+def test_another_store_is_reached_at_its_own_address(shop: Workshop) -> None:
+    own = shop.settings
+    bucket = f"{own.s3_bucket}-elsewhere"
+    shop.resources.objects.make_bucket(bucket)
+    other = {
+        "s3_socket": "/nowhere/s3.sock",
+        "backup_s3_endpoint": own.s3_endpoint,
+        "backup_s3_access_key": own.s3_access_key,
+        "backup_s3_secret_key": own.s3_secret_key,
+        "backup_s3_secure": own.s3_secure,
+    }
+    vault = open_vault(f"s3://{bucket}/daily", own.model_copy(update=other))
+    vault.put("objects/a", b"saved")
+    assert list(vault.sizes("objects/")) == [("objects/a", 5)]
 
 
 def test_the_commands_say_what_they_did(run: Run, tmp_path: Path) -> None:
