@@ -15,6 +15,7 @@ from rich.table import Table
 import migrations
 from ragllava.cli.options import Problem, as_time, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
+from ragllava.local.seaweed import SeaweedService
 from ragllava.local.services import NOT_RUNNING, LocalServices, service_status, worker_troubles
 from ragllava.models.profiles import find_model, get_profile, missing_models, missing_packages
 from ragllava.settings import Settings, load_settings, origins, variable_of
@@ -124,6 +125,8 @@ def _services(settings: Settings) -> Iterator[Finding]:
             problem = f"{service.title} at {service.address} does not answer ({service.detail}); {action}"
         address = f"{service.address}: " if service.address else ""
         yield Finding("services", service.title, address + service.detail, problem)
+        if service.title == SeaweedService.title and service.embedded and service.answers:
+            yield from _openness(LocalServices(settings).home.why_open())
     for name, problem in worker_troubles(LocalServices(settings)).items():
         yield Finding("services", f"worker {name}", "keeps dying", problem)
     if services[0].answers:
@@ -133,6 +136,14 @@ def _services(settings: Settings) -> Iterator[Finding]:
             return
         yield from _or_problem(_faults(settings), "faults", "faults", "unknown")
         yield from _or_problem(_held_removals(settings), "archives", "removals", "unknown")
+
+
+def _openness(reason: str | None) -> Iterator[Finding]:
+    """Whether other accounts of the machine can connect to the inner ports of SeaweedFS. Many systems allow no better,
+    so it is no problem."""
+    if reason is not None:
+        value = f"other accounts can connect to them: {reason}" if reason else "closed to other accounts"
+        yield Finding("services", f"ports of {SeaweedService.title}", value)
 
 
 def _tables(settings: Settings) -> Iterator[Finding]:

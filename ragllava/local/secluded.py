@@ -1,5 +1,6 @@
 """Runs a server that can listen on TCP ports only, so that other accounts of the machine cannot reach it:
-`python -m ragllava.local.secluded [--keep FOLDER]... [--in PORT SOCKET] [--out PORT SOCKET] [--open] -- PROGRAM...`
+`python -m ragllava.local.secluded [--keep FOLDER]... [--in PORT SOCKET] [--out PORT SOCKET] [--open] [--note FILE]
+-- PROGRAM...`
 
 The program gets a network and a temporary folder of its own (namespaces of Linux): nobody else can connect to its
 ports, and nobody else can take the names of the files that it makes in /tmp. Folders that lie in /tmp and are named by
@@ -7,7 +8,8 @@ ports, and nobody else can take the names of the files that it makes in /tmp. Fo
 in the program's network and leads to a socket, `--out` listens outside of it.
 
 Where the system allows no namespaces (some containers, some policies), and with `--open`, the program runs without;
-then it has to listen at the port of `--out` itself.
+then it has to listen at the port of `--out` itself. The file `--note` then says why; else it
+is empty.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 from ragllava.local.relay import BACKLOG, Relay
+from ragllava.whole_files import write_whole
 
 MODULE = "ragllava.local.secluded"  # how it is run
 
@@ -140,6 +143,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--in", dest="way_in", nargs=2)
     parser.add_argument("--out", dest="way_out", nargs=2)
     parser.add_argument("--open", action="store_true")
+    parser.add_argument("--note", type=Path)
     parser.add_argument("command", nargs="+")
     return parser.parse_args(words)
 
@@ -154,6 +158,8 @@ def main(words: Sequence[str]) -> int:
     relays = []
     keep = [*options.keep, Path(sys.prefix), Path(sys.base_prefix)]  # modules are read from there later
     reason = "it was asked for" if options.open else why_not_secluded(keep)
+    if options.note:
+        write_whole(options.note, reason or "", 0o600)
     if reason is None:
         if options.way_out:
             relays.append(_relay(*options.way_out))  # made outside, where it stays
