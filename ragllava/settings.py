@@ -536,6 +536,12 @@ class Settings(BaseSettings):
                 f"RAGLLAVA_HEARTBEAT_S={self.heartbeat_s:g} must be at most half of RAGLLAVA_LEASE_S={self.lease_s:g}, "
                 "or one lost beat costs the lease"
             )
+        if self.s3_secure and self.s3_socket is not None:
+            raise ValueError(
+                "RAGLLAVA_S3_SECURE=true is for an object store with an address: a Unix socket (RAGLLAVA_S3_SOCKET, or "
+                "that of the embedded SeaweedFS) is reached without HTTPS; leave out one of the two, or set "
+                "RAGLLAVA_S3_ENDPOINT to a store of yours"
+            )
         if self.held_out_share + self.calibration_share >= 1:
             raise ValueError(
                 f"RAGLLAVA_HELD_OUT_SHARE={self.held_out_share:g} and RAGLLAVA_CALIBRATION_SHARE="

@@ -32,14 +32,15 @@ class VitalSigns:
 
     def write(self) -> None:
         """The worker is alive now. Raises OSError."""
-        signs = {"alive_at": time.monotonic(), "ready_at": self._ready_at}
+        pid = os.getpid()
+        signs = {"alive_at": time.monotonic(), "ready_at": self._ready_at, "process": [pid, _start_of(pid)]}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_suffix(f".{os.getpid()}")
+        beside = self._path.with_suffix(f".{pid}")
         beside.write_text(json.dumps(signs))
         beside.replace(self._path)
 
     def remove(self) -> None:
-        """The worker has stopped."""
+        """The worker has stopped, or starts: a killed one left its file."""
         self._path.unlink(missing_ok=True)
 
 
@@ -53,7 +54,11 @@ def problem(home: Path, name: str, question: str) -> str | None:
     try:
         signs = json.loads(file_of(home, name).read_text())
         alive_at, ready_at = float(signs["alive_at"]), signs["ready_at"]
+        pid, start = signs.get("process", (0, ""))  # without: of an earlier version
+        is_left_over = _start_of(pid) != start  # a container that starts again keeps the folder of the killed one
     except FileNotFoundError:
+        is_left_over = True
+    if is_left_over:
         return f"worker {name} has not started on this machine"
     now = time.monotonic()
     if question == "alive":
@@ -64,6 +69,15 @@ def problem(home: Path, name: str, question: str) -> str | None:
     age_s = now - float(ready_at)
     is_late = question == "ready" and age_s > READY_S
     return f"worker {name} last reached the database {age_s:.0f} s ago" if is_late else None
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in the clock of Linux; None if there is no such process, or no Linux."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]  # the name in brackets may contain spaces
 
 
 def main() -> None:

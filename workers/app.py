@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from celery import Celery, signals
 from kombu import Exchange, Queue
@@ -104,9 +104,12 @@ def broker_url(settings: Settings) -> str:
     url = urlsplit(settings.require_redis())
     if url.scheme != "unix":
         return url.geturl()
-    query = parse_qsl(url.query)
-    renamed = urlencode([("virtual_host" if name == "db" else name, value) for name, value in query])
-    return url._replace(scheme="redis+socket", query=renamed).geturl()
+    query = dict(parse_qsl(url.query))
+    user, password = query.pop("username", unquote(url.username or "")), query.pop("password", None)
+    # A password is where Celery hides it from its log.
+    login = url.netloc if password is None else f"{quote(user, safe='')}:{quote(password, safe='')}@"
+    renamed = urlencode([("virtual_host" if name == "db" else name, value) for name, value in query.items()])
+    return f"redis+socket://{login}{url.path}?{renamed}"
 
 
 def publisher(engine: Engine, settings: Settings) -> Publish:

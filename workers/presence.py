@@ -55,6 +55,7 @@ class Presence:
         self._versions: dict[str, str] = {}  # as the children have reported them
         self._stop = threading.Event()
         self._changing = threading.Lock()
+        self._signs.remove()
         in_transaction(engine, workers.register, name, queues, slots)
         threading.Thread(target=self._run, name="presence", daemon=True).start()
         threading.Thread(target=self._show, name="vital signs", daemon=True).start()

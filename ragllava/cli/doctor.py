@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,11 +11,11 @@ from typing import Any
 
 from pydantic import SecretStr, ValidationError
 from rich.table import Table
-from sqlalchemy.engine import make_url
 
 import migrations
 from ragllava.cli.options import Problem, as_time, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
+from ragllava.local.seaweed import SeaweedService
 from ragllava.local.services import NOT_RUNNING, LocalServices, service_status, worker_troubles
 from ragllava.models.profiles import find_model, get_profile, missing_models, missing_packages
 from ragllava.settings import Settings, load_settings, origins, variable_of
@@ -22,6 +23,9 @@ from ragllava.settings import Settings, load_settings, origins, variable_of
 _SMALLEST_FREE_BYTES = 2 * 2**30  # some thousand pictures, their embeddings and the log of the database
 _SMALLEST_MEMORY_BYTES = 2 * 2**30
 _TICK_GRACE_S = 15.0  # a tick may take so long
+_SCHEMES_OF_SECRETS = ("postgres://", "postgresql://", "postgresql+psycopg://", "redis://", "rediss://", "unix://")
+_PASSWORD_OF_USER = re.compile(r"(://[^:/?#@]*:).*@", re.DOTALL)
+_PASSWORD_IN_QUERY = re.compile(r"(?i)([?&][^=&#]*(?:password|secret|token)[^=&#]*=)[^&#]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,8 @@ def _services(settings: Settings) -> Iterator[Finding]:
             problem = f"{service.title} at {service.address} does not answer ({service.detail}); {action}"
         address = f"{service.address}: " if service.address else ""
         yield Finding("services", service.title, address + service.detail, problem)
+        if service.title == SeaweedService.title and service.embedded and service.answers:
+            yield from _openness(LocalServices(settings).home.why_open())
     for name, problem in worker_troubles(LocalServices(settings)).items():
         yield Finding("services", f"worker {name}", "keeps dying", problem)
     if services[0].answers:
@@ -130,6 +136,14 @@ def _services(settings: Settings) -> Iterator[Finding]:
             return
         yield from _or_problem(_faults(settings), "faults", "faults", "unknown")
         yield from _or_problem(_held_removals(settings), "archives", "removals", "unknown")
+
+
+def _openness(reason: str | None) -> Iterator[Finding]:
+    """Whether other accounts of the machine can connect to the inner ports of SeaweedFS. Many systems allow no better,
+    so it is no problem."""
+    if reason is not None:
+        value = f"other accounts can connect to them: {reason}" if reason else "closed to other accounts"
+        yield Finding("services", f"ports of {SeaweedService.title}", value)
 
 
 def _tables(settings: Settings) -> Iterator[Finding]:
@@ -260,13 +274,15 @@ def shown_settings(settings: Settings) -> list[dict[str, str]]:
 
 
 def masked(value: object) -> str:
-    """A setting's value for people: a URL without its password, another secret as asterisks."""
+    """A setting's value for people: a URL without its passwords, another secret as asterisks."""
     if value is None:
         return "not set"
-    if not isinstance(value, SecretStr):
-        return str(value)
-    plain = value.get_secret_value()
-    return make_url(plain).render_as_string(hide_password=True) if "://" in plain else "***"
+    is_secret = isinstance(value, SecretStr)
+    plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    if is_secret and not plain.startswith(_SCHEMES_OF_SECRETS):
+        return "***"
+    # Up to the last @: a password may contain one, and whatever else has to be quoted and was not.
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD_OF_USER.sub(r"\1***@", plain))
 
 
 def _gib(size_bytes: int) -> str:

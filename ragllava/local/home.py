@@ -60,6 +60,7 @@ class Home:
         self.lock_file = self.run / "up.lock"
         self.troubles_file = self.run / "troubles.json"
         self.passages_file = self.run / "passages.json"
+        self.openness_file = self.run / "s3.open"
         self.receiver_socket = self.run / "receiver.sock"
 
     def prepare(self) -> None:
@@ -120,6 +121,13 @@ class Home:
             return TypeAdapter(dict[str, str]).validate_json(self.troubles_file.read_bytes())
         except (OSError, ValueError):
             return {}
+
+    def why_open(self) -> str | None:
+        """Why SeaweedFS runs without a network of its own, empty if it has one; None if that is not known."""
+        try:
+            return self.openness_file.read_text()
+        except OSError:
+            return None
 
     def save_troubles(self, troubles: dict[str, str]) -> None:
         """Write run/troubles.json. Raises OSError."""

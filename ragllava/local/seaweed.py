@@ -101,6 +101,7 @@ class SeaweedService(EmbeddedService):
         command = [sys.executable, "-m", MODULE]
         command += ["--keep", str(self.home.root), "--keep", str(program.parent)]
         command += [] if self.secluded else ["--open"]
+        command += ["--note", str(self.home.openness_file)]
         command += ["--out", str(self.ports[0]), self.socket_name]
         if self.receiver_port is not None:
             receiver = os.path.relpath(self.home.receiver_socket, self.folder)

@@ -1,5 +1,6 @@
 """Runs a server that can listen on TCP ports only, so that other accounts of the machine cannot reach it:
-`python -m ragllava.local.secluded [--keep FOLDER]... [--in PORT SOCKET] [--out PORT SOCKET] [--open] -- PROGRAM...`
+`python -m ragllava.local.secluded [--keep FOLDER]... [--in PORT SOCKET] [--out PORT SOCKET] [--open] [--note FILE]
+-- PROGRAM...`
 
 The program gets a network and a temporary folder of its own (namespaces of Linux): nobody else can connect to its
 ports, and nobody else can take the names of the files that it makes in /tmp. Folders that lie in /tmp and are named by
@@ -7,7 +8,8 @@ ports, and nobody else can take the names of the files that it makes in /tmp. Fo
 in the program's network and leads to a socket, `--out` listens outside of it.
 
 Where the system allows no namespaces (some containers, some policies), and with `--open`, the program runs without;
-then it has to listen at the port of `--out` itself.
+then it has to listen at the port of `--out` itself. The file `--note` then says why; else it
+is empty.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from functools import partial
 from pathlib import Path
 
 from ragllava.local.relay import BACKLOG, Relay
+from ragllava.whole_files import write_whole
 
 MODULE = "ragllava.local.secluded"  # how it is run
 
 _NEWNS, _NEWUSER, _NEWNET = 0x0002_0000, 0x1000_0000, 0x4000_0000
-_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x4_0000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x8_0000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _PR_SET_PDEATHSIG = 1
 _TEMPORARY = Path("/tmp")  # noqa: S108 - the one that SeaweedFS uses, whatever TMPDIR says
@@ -45,6 +48,9 @@ def seclude(keep: Sequence[Path]) -> None:
     Raises OSError where the system does not allow it; then it may have taken effect in part (`why_not_secluded`).
     """
     user, group = os.geteuid(), os.getegid()
+    kept = {*keep, *(path.resolve() for path in keep)}
+    if _TEMPORARY in kept:
+        raise OSError(f"{_TEMPORARY} itself must stay visible; set RAGLLAVA_HOME to a folder in it, or elsewhere")
     try:
         _call("unshare", _NEWNET | _NEWNS)
     except PermissionError:  # not root: as the root of a user namespace, in which we stay who we are
@@ -52,7 +58,7 @@ def seclude(keep: Sequence[Path]) -> None:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    _own_temporary_folder({*keep, *(path.resolve() for path in keep)})
+    _own_temporary_folder(kept)
     _raise_loopback()
 
 
@@ -78,7 +84,8 @@ def _own_temporary_folder(keep: Iterable[Path]) -> None:
     folder = Path.cwd()
     hidden = [path for path in keep if path.is_relative_to(_TEMPORARY)]
     opened = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in hidden}
-    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)  # else our mounts would be everybody's
+    # Else our mounts would be everybody's. What is unmounted outside still goes here, which frees the disk.
+    _mount(None, "/", None, _MS_REC | _MS_SLAVE)
     _mount("tmpfs", str(_TEMPORARY), "tmpfs", 0)
     for path, number in opened.items():
         path.mkdir(parents=True, exist_ok=True)
@@ -136,6 +143,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--in", dest="way_in", nargs=2)
     parser.add_argument("--out", dest="way_out", nargs=2)
     parser.add_argument("--open", action="store_true")
+    parser.add_argument("--note", type=Path)
     parser.add_argument("command", nargs="+")
     return parser.parse_args(words)
 
@@ -150,6 +158,8 @@ def main(words: Sequence[str]) -> int:
     relays = []
     keep = [*options.keep, Path(sys.prefix), Path(sys.base_prefix)]  # modules are read from there later
     reason = "it was asked for" if options.open else why_not_secluded(keep)
+    if options.note:
+        write_whole(options.note, reason or "", 0o600)
     if reason is None:
         if options.way_out:
             relays.append(_relay(*options.way_out))  # made outside, where it stays

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import SecretStr
 
-from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable
+from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable, SettingsError
 from ragllava.local.home import Home, HomeLock, Secrets, ServicesState
 from ragllava.local.passage import withdraw
 from ragllava.local.ports import API_PORT, Ports
@@ -89,6 +89,11 @@ class LocalServices:
         """Where the HTTP API listens; None before the first start with `events`."""
         return self._at_port(API)
 
+    @property
+    def serves(self) -> bool:
+        """Whether a process with `events` runs this home, so the receiver and the HTTP API should answer."""
+        return self.lock.owner() is not None and "events_token" in self.home.load_state().settings
+
     def _at_port(self, name: str) -> ServerAddress | None:
         port = self._port_of(name)
         return ServerAddress(f"127.0.0.1:{port}") if port is not None else None
@@ -110,6 +115,11 @@ class LocalServices:
 
         for kind in self._embedded():
             kind.find_program()
+        if self._settings.s3_secure and SeaweedService in self._embedded():
+            raise SettingsError(
+                "RAGLLAVA_S3_SECURE=true needs RAGLLAVA_S3_ENDPOINT: the embedded SeaweedFS is reached at a Unix "
+                "socket, without HTTPS; leave out the former"
+            )
         self.home.prepare()
         self.lock.acquire()
         try:
@@ -197,8 +207,9 @@ class LocalServices:
         for service in services:
             if service.find() is None or len(service.ports) != service.port_count:
                 service.ports = self._ports.choose(service.ports, service.port_count, service.port_twin)
-        state = replace(self.home.load_state(), ports={})
         kept = self.home.load_state().ports
+        # A store elsewhere posts to the port of the receiver also after a run without one, such as a restore.
+        state = replace(self.home.load_state(), ports={name: kept[name] for name in (RECEIVER, API) if name in kept})
         if self._events:
             state.ports[RECEIVER] = self._choose_receiver_port(services, kept.get(RECEIVER, []))
             state.ports[API] = self._ports.choose(kept.get(API, [API_PORT]), 1)
@@ -255,7 +266,7 @@ def service_status(settings: Settings) -> list[ServiceStatus]:
     given = local.given
     statuses = [_status_of(kind, settings, embedded=kind.setting not in given) for kind in _KINDS]
     servers = ((RECEIVER, local.receiver, "takes events of buckets"), (API, local.api, "serves the HTTP API"))
-    for title, address, work in servers if local.lock.owner() is not None else ():
+    for title, address, work in servers if local.serves else ():
         if address is not None:
             problem = server_problem(address)
             statuses.append(ServiceStatus(title, address.shown, True, answers=problem is None, detail=problem or work))
@@ -297,11 +308,17 @@ def _status_of(kind: type[EmbeddedService], settings: Settings, *, embedded: boo
 def _address_of(value: str, home: Path) -> str:
     """Where a server is reached, without passwords: host:port, or the path of its socket, in the home if it is
     there."""
+    if "://" not in value:
+        return value  # of an object store
     url = urlsplit(value)
-    socket = parse_qs(url.query).get("host", [""])[0] if url.scheme.startswith("postgres") else unquote(url.path)
-    if url.hostname or not socket.startswith("/"):
-        return f"{url.hostname}:{url.port}" if url.hostname else value
-    path = Path(socket).resolve()
+    if url.hostname:
+        return f"{url.hostname}:{url.port}" if url.port else url.hostname
+    if url.scheme.startswith("redis"):
+        return "localhost"
+    place = unquote(url.path) if url.scheme == "unix" else parse_qs(url.query).get("host", [""])[0]
+    if not place.startswith("/"):
+        return place or "the default socket"
+    path = Path(place).resolve()
     return str(path.relative_to(home.resolve()) if path.is_relative_to(home.resolve()) else path)
 
 

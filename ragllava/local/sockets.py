@@ -1,7 +1,7 @@
 """The Unix sockets of a home: no other account can connect to them, because the folders of the home are closed.
 
-The address of a socket has at most 107 bytes. A longer path is reached through a symbolic link to the home, in a folder
-of ours where nobody else can put one.
+The address of a socket has at most 107 bytes, and that of PostgreSQL no comma, which would separate two servers. Other
+paths are reached through a symbolic link to the home, in a folder of ours where nobody else can put one.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ from pathlib import Path
 from ragllava.errors import SettingsError
 
 _MOST_BYTES = 107
+_ADVICE = "set RAGLLAVA_HOME to a folder with a shorter path and without a comma"
 
 
 def short_path(root: Path, socket: Path) -> Path:
-    """A path of a socket below the home `root` that is short enough for its address: its own, or one through a link.
+    """A path of a socket below the home `root` that can be its address: its own, or one through a link.
 
     Raises SettingsError when there is none.
     """
-    if _fits(socket):
+    problem = _problem(socket)
+    if problem is None:
         return socket
     link = _links_folder() / hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
     short = link / socket.relative_to(root)
-    if not _fits(short):
-        raise SettingsError(
-            f"the path of the home {root} is too long for the addresses of sockets; set RAGLLAVA_HOME to a folder "
-            f"with a shorter one"
-        )
+    if _problem(short) is not None:
+        raise SettingsError(f"the path of the home {root} {problem}; {_ADVICE}")
     try:
         _make_link(link, root)
     except OSError as error:
         raise SettingsError(
-            f"the path of the home {root} is too long for the addresses of sockets, and no link to it can be made at "
-            f"{link} ({error.strerror or error}); set RAGLLAVA_HOME to a folder with a shorter path"
+            f"the path of the home {root} {problem}, and no link to it can be made at {link} "
+            f"({error.strerror or error}); {_ADVICE}"
         ) from None
     return short
 
 
-def _fits(path: Path) -> bool:
-    return len(os.fsencode(path)) <= _MOST_BYTES
+def _problem(path: Path) -> str | None:
+    if len(os.fsencode(path)) > _MOST_BYTES:
+        return "is too long for the addresses of sockets"
+    return "has a comma, which separates servers in an address of PostgreSQL" if "," in str(path) else None
 
 
 def _links_folder() -> Path:

@@ -59,7 +59,7 @@ def test_overrides_come_before_the_environment_and_that_before_the_embedded_serv
     [
         ("RAGLLAVA_TPO_K", "did you mean RAGLLAVA_TOP_K?"),
         ("RAGLLAVA_MODEL_DIR", "did you mean RAGLLAVA_MODELS_DIR?"),
-        ("RAGLLAVA_COLOUR", "unknown setting RAGLLAVA_COLOUR; `ragllava settings`"),
+        ("RAGLLAVA_PAINT", "unknown setting RAGLLAVA_PAINT; `ragllava settings`"),
     ],
 )
 def test_an_unknown_variable_is_named(name: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +105,14 @@ def test_a_heartbeat_too_slow_for_its_lease_is_refused(monkeypatch: pytest.Monke
     assert "RAGLLAVA_LEASE_S=60" in mistake()
     monkeypatch.setenv("RAGLLAVA_LEASE_S", "62")
     assert load_settings().heartbeat_s == 31
+
+
+def test_a_socket_and_https_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGLLAVA_S3_SOCKET", "/run/s3.sock")
+    monkeypatch.setenv("RAGLLAVA_S3_SECURE", "true")
+    assert "RAGLLAVA_S3_SECURE=true" in mistake() and "RAGLLAVA_S3_SOCKET" in mistake()
+    monkeypatch.delenv("RAGLLAVA_S3_SOCKET")
+    assert load_settings().s3_secure
 
 
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,31 @@ def test_a_worker_is_alive_before_it_has_started_and_ready_while_the_database_an
 
 
 def test_a_database_that_is_away_makes_it_not_ready_and_does_not_end_it(tmp_path: Path) -> None:
+    VitalSigns(tmp_path, NAME).write()
     file = file_of(tmp_path, NAME)
-    file.parent.mkdir(parents=True)
+    signs = json.loads(file.read_text())
     now = time.monotonic()
-    file.write_text(json.dumps({"alive_at": now, "ready_at": now - READY_S - 1}))
+    file.write_text(json.dumps(signs | {"alive_at": now, "ready_at": now - READY_S - 1}))
     assert answers(tmp_path) == [True, False, True]
-    file.write_text(json.dumps({"alive_at": now - ALIVE_S - 1, "ready_at": now}))
+    file.write_text(json.dumps(signs | {"alive_at": now - ALIVE_S - 1, "ready_at": now}))
     assert answers(tmp_path) == [True, True, False]
+
+
+def test_what_a_killed_worker_left_is_not_that_of_its_successor(tmp_path: Path) -> None:
+    """A container that is killed starts again with the same name and the same folder."""
+    write = f"""
+from pathlib import Path
+from ragllava.vital_signs import VitalSigns
+signs = VitalSigns(Path({str(tmp_path)!r}), {NAME!r})
+signs.set_ready(True)
+signs.write()
+"""
+    subprocess.run([sys.executable, "-c", write], check=True)
+    assert answers(tmp_path) == [False, False, False]
+    file = file_of(tmp_path, NAME)
+    signs = json.loads(file.read_text())
+    file.write_text(json.dumps(signs | {"process": [os.getpid(), signs["process"][1]]}))  # the number is given again
+    assert answers(tmp_path) == [False, False, False]
 
 
 @pytest.mark.parametrize(

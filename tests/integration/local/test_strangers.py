@@ -26,6 +26,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
+from ragllava.cli.doctor import _services
 from ragllava.errors import ServiceUnavailable
 from ragllava.local.home import Home
 from ragllava.local.processes import processes_in
@@ -103,6 +104,15 @@ def running() -> Iterator[RunningHome]:
     """As `secluded`, on a system that allows no namespaces: the ports of the store can be connected to."""
     with _running_home(secluded=False) as made:
         yield made
+
+
+@needs_namespaces
+def test_doctor_says_whether_the_store_is_open(running: RunningHome, secluded: RunningHome) -> None:
+    shown = [
+        {finding.name: finding.value for finding in _services(home.settings)}["ports of SeaweedFS"]
+        for home in (running, secluded)
+    ]
+    assert shown == ["other accounts can connect to them: it was asked for", "closed to other accounts"]
 
 
 def test_folders_above_a_home_stay_closed(running: RunningHome) -> None:

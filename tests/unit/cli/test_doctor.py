@@ -16,7 +16,10 @@ from pydantic import SecretStr
 from ragllava.cli.doctor import Diagnosis, diagnose, diagnosis_lines, masked
 from ragllava.cli.options import print_result
 from ragllava.cli.services import SystemStatus, status
+from ragllava.errors import ServiceUnavailable
 from ragllava.local.home import Home, HomeLock
+from ragllava.local.postgres import PostgresService
+from ragllava.local.services import service_status
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.maintenance.faults import Fault
 
@@ -69,6 +72,27 @@ def test_a_given_service_that_does_not_answer_is_a_problem(monkeypatch: pytest.M
     assert "hidden" not in json.dumps(diagnosis.as_json())
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:hidden@/db", "the default socket"),
+        ("postgresql:///db?user=me&password=hidden", "the default socket"),
+        ("postgresql://me:hidden@/db?host=db.example.org", "db.example.org"),
+        ("postgresql://me:hidden@/db?host=/srv/none", "/srv/none"),
+        ("postgresql://me:hidden@db.example.org/db", "db.example.org"),
+    ],
+)
+def test_the_address_of_a_database_is_shown_without_its_password(
+    url: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_settings: Settings) -> str:
+        raise ServiceUnavailable("it is away")
+
+    monkeypatch.setattr(PostgresService, "server_version", refuse)
+    database = service_status(Settings(database_url=SecretStr(url)))[0]
+    assert database.address == shown and not database.answers
+
+
 def test_missing_models_and_a_missing_device_are_problems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAGLLAVA_PROFILE", "paper")
     monkeypatch.setenv("RAGLLAVA_MODELS_DIR", str(tmp_path))
@@ -87,6 +111,12 @@ def test_missing_models_and_a_missing_device_are_problems(monkeypatch: pytest.Mo
         (SecretStr("key"), "***"),
         (SecretStr("redis://:word@host:6379/0"), "redis://:***@host:6379/0"),
         (SecretStr("postgresql://me:word@host:5432/db"), "postgresql://me:***@host:5432/db"),
+        (SecretStr("postgresql://me:wo@rd@host/db"), "postgresql://me:***@host/db"),
+        (SecretStr("unix:///r.sock?password=word&db=1"), "unix:///r.sock?password=***&db=1"),
+        (SecretStr("postgresql:///db?user=me&password=word"), "postgresql:///db?user=me&password=***"),
+        (SecretStr("key://word"), "***"),
+        ("http://me:word@host:8000", "http://me:***@host:8000"),
+        ("s3://bucket/pictures", "s3://bucket/pictures"),
     ],
 )
 def test_masked(value: object, shown: str) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -91,6 +92,11 @@ def test_a_manifest_with_a_mistake_is_not_valid() -> None:
         ("workers.answer.terminationGracePeriodSeconds=5", "terminationGracePeriodSeconds"),
         ("extraSecretKeys={RAGLLAVA_DATABASE_OWNER_URL}", "extraSecretKeys"),
         ("serve.ingress.enabled=true", "ingress"),
+        ("serve.trustedProxies={ingress-nginx}", "trustedProxies"),
+        (
+            "keda.enabled=true,workers.answer.scaling.min=3,workers.answer.scaling.max=2",
+            "above scaling.max",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused(wrong: str, says: str) -> None:
@@ -122,7 +128,8 @@ def test_pods_get_settings_and_no_more_secrets_than_they_need(value_set: str) ->
     for name, pod in pods(value_set).items():
         given = variables(pod)
         for variable, value in given.items():
-            assert variable == "HOME" or variable.removeprefix("RAGLLAVA_").lower() in Settings.model_fields, variable
+            own = variable in ("HOME", "FORWARDED_ALLOW_IPS")
+            assert own or variable.removeprefix("RAGLLAVA_").lower() in Settings.model_fields, variable
             assert (variable in IN_SECRET) == isinstance(value, tuple), variable
         databases = {variable for variable in given if variable.endswith("DATABASE_URL") or "OWNER" in variable}
         if name != "migrate":
@@ -217,6 +224,32 @@ def test_gpus_are_asked_for_and_used() -> None:
     }
     assert of_kind("gpu", "Deployment")["archive-ragllava-answer"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
     assert all("nvidia.com/gpu" not in json.dumps(pod) for pod in pods("minimal").values())
+
+
+def test_a_claim_is_free_before_the_next_pod_comes_and_numbers_keep_their_form(tmp_path: Path) -> None:
+    values = (
+        "settings: {RAGLLAVA_API_QUESTIONS_PER_DAY: 1000000, RAGLLAVA_HELD_OUT_SHARE: 0.25, RAGLLAVA_S3_SECURE: true}\n"
+    )
+    (tmp_path / "values.yaml").write_text(values + "workers: {train: {home: {existingClaim: trainings}}}")
+    run = run_helm("template", "archive", CHART, *MINIMAL, "--values", tmp_path / "values.yaml")
+    items = {item["metadata"]["name"]: item for item in yaml.safe_load_all(run.stdout) if item["kind"] == "Deployment"}
+    surge = {name: item["spec"]["strategy"]["rollingUpdate"]["maxSurge"] for name, item in items.items()}
+    assert {name for name, number in surge.items() if number == 0} == {"archive-ragllava-train"}
+    given = variables(items["archive-ragllava-train"]["spec"]["template"]["spec"])
+    assert given["RAGLLAVA_API_QUESTIONS_PER_DAY"] == "1000000"
+    assert (given["RAGLLAVA_HELD_OUT_SHARE"], given["RAGLLAVA_S3_SECURE"]) == ("0.25", "true")
+
+
+def test_the_server_believes_the_proxies_that_are_named() -> None:
+    assert variables(pods("all")["serve"])["FORWARDED_ALLOW_IPS"] == "10.0.0.0/8"
+    assert "FORWARDED_ALLOW_IPS" not in variables(pods("minimal")["serve"])
+
+
+def test_the_example_reaches_the_models_that_it_names() -> None:
+    address = variables(pods("all")["answer"])["RAGLLAVA_VLLM_URL"]
+    rules = of_kind("all", "NetworkPolicy")["archive-ragllava"]["spec"]["egress"]
+    ports = {port["port"] for rule in rules[1:] if "models" in json.dumps(rule) for port in rule["ports"]}
+    assert ports == {urlsplit(address).port}
 
 
 def test_the_rules_are_those_of_prometheus() -> None:

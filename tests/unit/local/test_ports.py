@@ -6,10 +6,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from ragllava.local.ports import Ports
+from ragllava.local.services import LocalServices, running_services
+from ragllava.settings import Settings
 
 
 @pytest.fixture
@@ -70,3 +74,23 @@ input()
         other.stdin.close()
         other.wait()
     assert ports.choose(chosen, 3) == chosen
+
+
+def test_a_run_without_receiver_and_api_keeps_their_ports(tmp_path: Path) -> None:
+    """A store elsewhere goes on to post its events to the same port."""
+    settings = Settings(
+        home=tmp_path,
+        database_url=SecretStr("postgresql://db.example.org/ragllava"),
+        redis_url=SecretStr("redis://redis.example.org"),
+        s3_endpoint="s3.example.org:9000",
+    )  # so nothing is started
+    chosen = []
+    for _ in range(2):
+        services = LocalServices(settings, events=True)
+        services.start()
+        chosen.append((services.receiver, services.api))
+        assert services.serves and None not in chosen[0]
+        services.stop()
+        with running_services(settings):  # as `ragllava restore` has
+            assert not LocalServices(settings).serves
+    assert chosen[0] == chosen[1]

@@ -56,3 +56,15 @@ def test_a_path_that_no_link_can_make_short_is_refused(monkeypatch: pytest.Monke
     root = Path("/" + "h" * 100)
     with pytest.raises(SettingsError, match="is too long for the addresses of sockets; set RAGLLAVA_HOME"):
         short_path(root, root / SOCKET)
+
+
+def test_a_comma_which_separates_servers_is_avoided_by_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragllava.local.sockets._MOST_BYTES", len(str(tmp_path)) + 60)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "pictures, old"
+    (root / "data").mkdir(parents=True)
+    path = short_path(root, root / "data" / "redis.sock")
+    assert "," not in str(path) and path.parent.resolve() == root / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache,"))
+    with pytest.raises(SettingsError, match=r"has a comma, .* set RAGLLAVA_HOME to a folder .* without a comma"):
+        short_path(root, root / "data" / "redis.sock")

@@ -32,7 +32,8 @@ labels:
   {{- end }}
 annotations:
   {{- $secret := lookup "v1" "Secret" .root.Release.Namespace .root.Values.existingSecret }}
-  checksum/secret: {{ printf "%s %s" .root.Values.existingSecret (($secret).data | toJson) | sha256sum }}
+  {{- /* Its version, not a hash: whoever reads pods could try passwords against that. */}}
+  ragllava/secret: {{ printf "%s %s" .root.Values.existingSecret (($secret.metadata).resourceVersion | default "") | trim | quote }}
   {{- with .root.Values.podAnnotations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -83,7 +84,8 @@ securityContext:
   value: /var/lib/ragllava
 {{- range $name, $value := .settings }}
 - name: {{ $name }}
-  value: {{ $value | toString | quote }}
+  {{- /* YAML's numbers are floats here, and a large one would become 1e+06. */}}
+  value: {{ (and (kindIs "float64" $value) (eq (toString $value) (toString (floor $value)))) | ternary (int64 $value) $value | toString | quote }}
 {{- end }}
 {{- end }}
 
