@@ -63,6 +63,16 @@ def test_at_the_deadline_the_rest_ends_as_expired(desk: Desk) -> None:
     assert (job.state, job.progress.by_status, job.deadline_at) == (JobState.COMPLETED, {"answered": 6}, None)
 
 
+def test_an_answer_that_comes_right_after_the_limit_was_noticed_is_no_error(desk: Desk) -> None:
+    job_id = desk.questions_job(2, per_shard=2, limits=DAY)
+    lease = desk.claim_next()
+    move_deadline(desk, job_id, -1.0)
+    assert ending.expire_due_jobs(desk.engine) == 1
+    desk.answer(lease)
+    job = desk.job(job_id)
+    assert (job.state, job.progress.by_status, job.error) == (JobState.COMPLETED, {"answered": 2}, None)
+
+
 def test_a_paused_job_and_one_of_which_nothing_was_done_expire_too(desk: Desk) -> None:
     paused = desk.questions_job(3, per_shard=2, limits=DAY)
     desk.answer(desk.claim_next())
