@@ -24,6 +24,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("timing", JSONB()))
     op.add_column("shards", sa.Column("busy_s", sa.Float(), nullable=False, server_default=sa.text("0")))
     op.add_column("shards", sa.Column("reranked_at_most", sa.Integer()))
+    op.create_index("ix_jobs_answer", "jobs", ["id"], postgresql_where=sa.text("kind = 'answer'"))
     _create_notices()
     _create_mailings()
     for table in _TABLES:
@@ -56,6 +57,7 @@ def _create_notices() -> None:
     op.create_index("ix_notices_new", "notices", ["id"], postgresql_where=sa.text("addressed_at IS NULL"))
     op.create_index("ix_notices_archive_id", "notices", ["archive_id"])
     op.create_index("ix_notices_job_id", "notices", ["job_id"])
+    op.create_index("ix_notices_created_at", "notices", ["created_at"])
 
 
 def _create_mailings() -> None:
@@ -89,6 +91,7 @@ def downgrade() -> None:
             coalesce(CAST(counts ->> 'cancelled' AS bigint), 0) + CAST(counts ->> 'expired' AS bigint))
         WHERE counts ? 'expired'
     """)
+    op.drop_index("ix_jobs_answer", table_name="jobs")
     for name in _OF_SHARDS:
         op.drop_column("shards", name)
     for name in _OF_JOBS:

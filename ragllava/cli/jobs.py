@@ -155,7 +155,7 @@ def resume(job_id: int) -> None:
 @jobs.command()
 @job_argument
 def retry(job_id: int) -> None:
-    """Try the failed, dead and cancelled inputs of an ended job again."""
+    """Try the failed, dead, expired and cancelled inputs of an ended job again."""
     with connected() as client:
         number = client.jobs.retry(job_id)
     echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")

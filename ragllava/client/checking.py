@@ -81,8 +81,8 @@ class QuestionFiles(Namespace):
         estimate = self._estimate(searched, chosen, file, how, None)
         asked = [question for question in file.valid if question.picture is None]
         if sample and asked and estimate.slots and estimate.basis == "nothing":
-            every = max(1, len(asked) // min(sample, MOST_TIMED))
-            chosen_few = asked[::every][:MOST_TIMED]
+            most = min(sample, MOST_TIMED)
+            chosen_few = asked[:: max(1, len(asked) // most)][:most]
             with admitted(len(chosen_few)):
                 timed = Requests(self._connections).time_questions(archive, chosen_few, chosen, timeout_s)
             estimate = self._estimate(searched, chosen, file, how, timed)

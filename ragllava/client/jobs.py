@@ -59,9 +59,10 @@ class Jobs(Namespace):
         self._dispatch()
 
     def retry(self, job_id: int, count: Count | None = None) -> int:
-        """Try the failed, dead and cancelled inputs of an ended job again; returns how many. Raises UsageError.
+        """Try the failed, dead, expired and cancelled inputs of an ended job again; returns how many.
 
-        `count` is called in the same transaction with the number of questions among them; what it raises undoes it.
+        Raises UsageError. `count` is called in the same transaction with the number of questions among them; what it
+        raises undoes it.
         """
         kind = kind_of(self.get(job_id).kind)
         number = self._do(_retry, job_id, kind.per_shard(self._connections.settings), count)

@@ -104,7 +104,7 @@ _CATEGORY_TESTS: Mapping[str, Callable[[str], object]] = {
 class GroupFigures:
     """Figures of a group of questions. Recalls by depth k, as shares; `candidate_recall` is that of all candidates.
 
-    `failed` counts results that are failed, dead or cancelled, `missing` questions without a result:
+    `failed` counts results that are failed, dead, expired or cancelled, `missing` questions without a result:
     questions = answered + no_evidence + failed + missing, and all but the answered count as wrong.
     """
 

@@ -190,8 +190,11 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
 
     Raises QuotaExceeded if the session's caller may have no more jobs open. With an idempotency key that exists
     already, nothing is created and the existing id returned; UsageError if that job has another content. Of two
-    submits at once with the same key, the second waits for the first.
+    submits at once with the same key, the second waits for the first. ValueError for limits of a kind whose inputs
+    cannot expire.
     """
+    if new.limits != NO_LIMITS and "expired" not in list(kind_of(new.kind).statuses):
+        raise ValueError(f"a job of the kind {new.kind} has no limits: its inputs cannot expire")
     digest = hashlib.sha256(json.dumps([new.kind, new.archive_id, new.content_digest]).encode()).hexdigest()
     same_columns = ("kind", "archive_id", "priority", "spec", "total", "idempotency_key", "name")
     row = {name: getattr(new, name) for name in same_columns} | {"state": JobState.RUNNING, "spec_digest": digest}
@@ -340,7 +343,8 @@ def resume(connection: Connection, job_id: int) -> None:
 
 
 def retry(connection: Connection, job_id: int, per_shard: int) -> int:
-    """Try the failed, dead and cancelled inputs of an ended job again in a new run; returns how many there are.
+    """Try the failed, dead, expired and cancelled inputs of an ended job again in a new run; returns how many there
+    are.
 
     Inputs that were invalid from the start stay as they are. Earlier answers are kept under their own run. The new run
     has no deadline and no budget. Raises UsageError for an unknown job, for one that has not ended, and for a training

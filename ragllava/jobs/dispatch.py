@@ -154,8 +154,8 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
     messages.
 
     Higher priority first; owners of jobs of equal priority take turns, and so do the jobs of an owner, those with a
-    deadline before the others (`job_turns`). Shards of lower priority
-    do not use up the room of higher ones, so a single question never waits behind a bulk job's messages.
+    deadline before the others (`job_turns`). Shards of lower priority do not use up the room of higher ones, so a
+    single question never waits behind a bulk job's messages.
     """
     space = _QueueSpace(live_slots(connection, settings), _queued_messages(connection) + _running(connection, settings))
     most = min(LOOK_AHEAD, max(map(space.room, _priorities(connection)), default=0))

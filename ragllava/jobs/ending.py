@@ -21,8 +21,6 @@ from ragllava.stores.schema import jobs
 
 log = logging.getLogger(__name__)
 
-_EXPIRING_S = 2.0  # of a tick, for one job; the next step of the tick does the rest
-
 
 def end_jobs(engine: Engine) -> int:
     """End the waiting shards of jobs that stop, and close the jobs without an open shard; returns how many were closed.
@@ -39,15 +37,17 @@ def end_jobs(engine: Engine) -> int:
 
 
 def expire_due_jobs(engine: Engine) -> int:
-    """End the jobs that have reached a limit, as far as no worker runs a shard of them; returns how many reached one.
+    """Let the jobs stop that have reached a limit; returns how many there were. `end_jobs` ends what waits of them.
 
-    A worker that runs such a shard sees it itself, and sooner.
+    A worker that runs a shard of such a job sees it itself, and sooner. One job that fails does not hold up the others.
     """
-    due = read_at_once(engine, deadlines.due_jobs)
-    for job_id in due:
-        if in_transaction(engine, deadlines.expire_if_due, job_id):
-            end_job(engine, job_id, _EXPIRING_S)
-    return len(due)
+    expired = 0
+    for job_id in read_at_once(engine, deadlines.due_jobs):
+        try:
+            expired += in_transaction(engine, deadlines.expire_if_due, job_id)
+        except Exception:
+            log.exception("the job could not expire", extra={"action": "job_not_expired", "job": job_id})
+    return expired
 
 
 def end_job(engine: Engine, job_id: int, most_s: float = 60.0) -> bool:

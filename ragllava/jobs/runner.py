@@ -274,6 +274,8 @@ def _heartbeat(engine: Engine, lease: Lease, settings: Settings) -> Iterator[_Pu
                     beat()
                 if time.monotonic() >= next_limit:
                     next_limit = time.monotonic() + look_at_limits()
+                if pulse.error is not None:  # the stage stops at its next check, whatever is left of the limits
+                    next_limit = math.inf
             except RagllavaError as missed:
                 log.warning(str(missed), extra={"action": "heartbeat_missed", "shard": lease.shard_id})
                 next_limit = max(next_limit, time.monotonic() + _WATCH_S)

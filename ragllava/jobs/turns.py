@@ -36,7 +36,8 @@ from ragllava.stores.schema import jobs, shards
 LOOK_AHEAD = 1000  # shards of a queue that are looked at
 
 IS_READY = and_(
-    shards.c.state == ShardState.PENDING, (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now())
+    shards.c.state == literal(ShardState.PENDING.value, literal_execute=True),  # as in `_first_of`
+    (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now()),
 )
 
 
@@ -68,6 +69,11 @@ def _first_of(job_id: ColumnElement[int], state: ShardState, *conditions: Column
     return select(_FIRST.c.id).where(*of_job).order_by(_FIRST.c.lo).limit(1).scalar_subquery()
 
 
+def _is_in(state: ColumnElement[str], *states: ShardState) -> ColumnElement[bool]:
+    """The condition that a state is one of these, which are written into the statement, as in `_first_of`."""
+    return state.in_([literal(chosen.value, literal_execute=True) for chosen in states])
+
+
 def job_turns() -> Subquery:
     """For each open job: `in_flight`, its shards that are queued or run, and `waiting_since`, when its last shard was
     queued, or the job created; `of_owner`, the shards in flight of all jobs of its kind and `owner`.
@@ -83,13 +89,13 @@ def job_turns() -> Subquery:
     flying = shards.alias("flying")
     in_flight = (
         select(func.count().label("number"), func.max(flying.c.queued_at).label("queued_at"))
-        .where(flying.c.job_id == jobs.c.id, flying.c.state.in_([ShardState.QUEUED, ShardState.RUNNING]))
+        .where(flying.c.job_id == jobs.c.id, _is_in(flying.c.state, ShardState.QUEUED, ShardState.RUNNING))
         .lateral("in_flight")
     )
     first = shards.alias("first")
     first_waiting = (
         select(first.c.id, first.c.run_no, first.c.lo)
-        .where(first.c.job_id == jobs.c.id, first.c.state == ShardState.PENDING)
+        .where(first.c.job_id == jobs.c.id, _is_in(first.c.state, ShardState.PENDING))
         .order_by(first.c.lo)
         .limit(1)
         .lateral("first_waiting")
@@ -133,7 +139,7 @@ def pending_shards(connection: Connection, most: int) -> Sequence[Row[Any]]:
     turns = job_turns()
     sibling = shards.alias("sibling")
     open_siblings = exists().where(
-        sibling.c.job_id == shards.c.job_id, sibling.c.id != shards.c.id, sibling.c.state.in_(OPEN_SHARD_STATES)
+        sibling.c.job_id == shards.c.job_id, sibling.c.id != shards.c.id, _is_in(sibling.c.state, *OPEN_SHARD_STATES)
     )
     first = (
         select(shards.c.id, shards.c.queue, shards.c.is_last, shards.c.lo)

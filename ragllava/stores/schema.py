@@ -218,6 +218,7 @@ jobs = Table(
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
     # Asked at every tick.
     Index("ix_jobs_without_result", "id", postgresql_where=text("finished_at IS NOT NULL AND result IS NULL")),
+    Index("ix_jobs_answer", "id", postgresql_where=text("kind = 'answer'")),  # estimates go by the newest ones
 )
 
 _IS_OPEN_SHARD = "state IN ('pending', 'queued', 'running')"
@@ -886,6 +887,7 @@ notices = Table(
     Index("ix_notices_new", "id", postgresql_where=text("addressed_at IS NULL")),
     Index("ix_notices_archive_id", "archive_id"),
     Index("ix_notices_job_id", "job_id"),
+    Index("ix_notices_created_at", "created_at"),
 )
 
 # A notice for one target. `sending` while the receiver may have it already: a mail is not sent a second time then.

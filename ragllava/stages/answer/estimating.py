@@ -130,8 +130,8 @@ def estimate_job(
     candidates = timings.count_images(connection, archive_id, options.top_k + by_words)
     profile = timings.live_profile(connection)
     slots = live_slots(connection, settings).get(ANSWER.queue, 0) if profile else 0
-    earlier = timings.earlier_jobs(connection, archive_id, to_json(options), profile)
-    earlier = [job for job in earlier if job.questions >= min(_FEWEST, max(1, questions // 2))]
+    fewest = min(_FEWEST, max(1, questions // 2))
+    earlier = timings.earlier_jobs(connection, archive_id, to_json(options), profile, fewest)
     number = max(1, questions)
     measured = [_of_job(job, number) for job in earlier]
     if sample is not None:

@@ -138,7 +138,8 @@ def rerank(
     """P("Yes") of every (question, image + caption) pair, then the threshold (docs/method.md 2 and 3).
 
     `candidates` has those of each question; they are reranked in waves until those that were suffice (waves.py), and
-    the others keep the relevance None. Of each question at most the `most` strongest are. A candidate whose picture
+    the others keep the relevance None. Of each question at most the `most` strongest are; where that takes a part of a
+    wave that was needed, the result says so. A candidate whose picture
     cannot be read is left out, and a note says so. `pause` is called between groups of pairs; what it raises is passed
     on.
     """
@@ -146,16 +147,19 @@ def rerank(
     unreadable: dict[RowAndImage, str] = {}
     planned = {row: waves.waves_of(of_question, tools.options.depth) for row, of_question in enumerate(candidates)}
     beyond: dict[int, list[Candidate]] = {}
+    ends_early: set[int] = set()  # rows of which the limit takes a part of the last wave
     cut: set[int] = set()
     for row, all_waves in planned.items() if most is not None else ():
-        planned[row], beyond[row] = waves.cut(all_waves, most or 0)
+        planned[row], beyond[row], is_part = waves.cut(all_waves, most or 0)
+        ends_early |= {row} if is_part else set()
     while planned := {row: left for row, left in planned.items() if left}:
         pairs = [(row, candidate) for row, left in planned.items() for candidate in left[0]]
         _score(questions, pairs, scores, unreadable, tools, pause)
         open_rows = {
             row: left[1:]
             for row, left in planned.items()
-            if not _is_done(candidates[row], row, [*left[1:], beyond.get(row, [])], scores, tools)
+            if (row in ends_early and not left[1:])
+            or not _is_done(candidates[row], row, [*left[1:], beyond.get(row, [])], scores, tools)
         }
         cut |= {row for row, left in open_rows.items() if not left}
         planned = open_rows

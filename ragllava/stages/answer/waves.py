@@ -36,14 +36,19 @@ def waves_of(candidates: Sequence[Candidate], depth: Depth) -> list[list[Candida
     return [wave for wave in waves if wave]
 
 
-def cut(waves: Sequence[Sequence[Candidate]], most: int) -> tuple[list[list[Candidate]], list[Candidate]]:
-    """The waves of the `most` first candidates, and the candidates that are beyond them."""
+def cut(waves: Sequence[Sequence[Candidate]], most: int) -> tuple[list[list[Candidate]], list[Candidate], bool]:
+    """The waves of the `most` first candidates, those that are beyond them, and whether the last wave lost some.
+
+    A wave that lost some says nothing about whether its candidates suffice: they would have been reranked together.
+    """
     ordered = [candidate for wave in waves for candidate in wave]
-    kept, taken = [], 0
+    kept, taken, lost = [], 0, False
     for wave in waves:
-        kept.append(list(wave[: max(0, most - taken)]))
+        left = max(0, most - taken)
+        kept.append(list(wave[:left]))
+        lost |= 0 < left < len(wave)
         taken += len(wave)
-    return [wave for wave in kept if wave], ordered[most:]
+    return [wave for wave in kept if wave], ordered[most:], lost
 
 
 def is_done(reranked: Sequence[Candidate], left: Sequence[Candidate], threshold: float, top_n: int) -> bool:

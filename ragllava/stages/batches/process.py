@@ -153,8 +153,7 @@ def _stop(engine: Engine, batch: Batch) -> int:
     when the time is over; then this only notes it."""
     job_id, _ = _job_of(batch)
     if batch.cancelling_at is None:
-        in_transaction(engine, batches.set_overdue, batch.batch_id)
-        in_transaction(engine, deadlines.expire_if_due, job_id, batch.expires_at)
+        in_transaction(engine, _expire, batch, job_id)
     elif batch.job_state not in STOPPING_JOB_STATES:
         try:
             in_transaction(engine, control.cancel, job_id)
@@ -162,6 +161,12 @@ def _stop(engine: Engine, batch: Batch) -> int:
             return 0
     end_job(engine, job_id, _STOPPING_S)
     return 1
+
+
+def _expire(connection: Connection, batch: Batch, job_id: int) -> None:
+    """In one transaction, so that no batch is overdue whose job goes on."""
+    deadlines.expire_if_due(connection, job_id, batch.expires_at)
+    batches.set_overdue(connection, batch.batch_id)
 
 
 def _finish(engine: Engine, objects: ObjectStore, batch: Batch) -> int:

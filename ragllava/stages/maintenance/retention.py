@@ -9,17 +9,18 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.stages.erasing.steps import Eraser
 from ragllava.stages.maintenance.task_report import Report, counted, shortened, with_failures
 from ragllava.stages.resources import Resources
-from ragllava.stores.maintenance import erasing_images, erasing_jobs, erasures, retention
+from ragllava.stores.maintenance import erasing_images, erasing_jobs, erasures, notices, retention
 from ragllava.stores.maintenance.erasures import ErasureKind
 
 _DAY_S = 86_400.0
 RUNS_KEPT_S = 90 * _DAY_S
+NOTICES_KEPT_S = 30 * _DAY_S
 _PAGE = 1_000  # images that are erased together
 
 
 def keep_within_limits(context: ShardContext[Resources]) -> Report:
     """Delete replaced indexes, old jobs with their result files, pictures that were retired long ago, old runs of
-    schedules, and old records of calls to the HTTP API.
+    schedules, old records of calls to the HTTP API, and old notices.
 
     In short transactions, so the task may be interrupted; the tick finishes the job or the pictures that it was at.
     """
@@ -29,10 +30,11 @@ def keep_within_limits(context: ShardContext[Resources]) -> Report:
     pictures = failures.run("retired pictures", _erase_retired, context) or 0
     runs = context.commit(retention.delete_runs, RUNS_KEPT_S)
     calls = failures.run("audit", _delete_audit, context) or 0
+    told = failures.run("notices", _delete_notices, context) or 0
     summary = (
         f"dropped {counted(len(indexes), 'replaced index', 'replaced indexes')}, {counted(len(jobs), 'job')}, "
-        f"{counted(pictures, 'retired picture')}, {counted(runs, 'old run')} of schedules and "
-        f"{counted(calls, 'record')} of calls"
+        f"{counted(pictures, 'retired picture')}, {counted(runs, 'old run')} of schedules, "
+        f"{counted(calls, 'record')} of calls and {counted(told, 'old notice')}"
     )
     figures = {
         "indexes": indexes,
@@ -40,6 +42,7 @@ def keep_within_limits(context: ShardContext[Resources]) -> Report:
         "retired_pictures": pictures,
         "schedule_runs": runs,
         "audit": calls,
+        "notices": told,
     }
     return with_failures(Report(summary, figures), failures)
 
@@ -107,6 +110,15 @@ def _delete_audit(context: ShardContext[Resources]) -> int:
         return 0
     deleted = 0
     while part := context.commit(retention.delete_audit, context.settings.keep_audit_days * _DAY_S):
+        context.check()
+        deleted += part
+    return deleted
+
+
+def _delete_notices(context: ShardContext[Resources]) -> int:
+    """Delete the notices that are older, with their mailings; returns how many."""
+    deleted = 0
+    while part := context.commit(notices.delete_old, NOTICES_KEPT_S):
         context.check()
         deleted += part
     return deleted

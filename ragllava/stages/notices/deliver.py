@@ -13,6 +13,7 @@ import random
 import shutil
 import smtplib
 import socket
+import time
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, Engine
@@ -32,9 +33,16 @@ log = logging.getLogger(__name__)
 
 _PER_TICK = 50
 _LEASE_S = 600.0  # longer than all attempts of one call take
-_KEPT_S = 30 * 86_400.0
+_SENDING_S = 300.0  # no mail is begun later; what is left is sent when the lease is over
 _GIB = 2**30
 _ENOUGH = 1.1  # times the limit: then a low disk is over
+_SURELY_NOT_SENT = (
+    smtplib.SMTPRecipientsRefused,
+    smtplib.SMTPSenderRefused,
+    smtplib.SMTPDataError,
+    smtplib.SMTPHeloError,
+    smtplib.SMTPNotSupportedError,
+)
 _MAYBE = "the sender ended before the mail server had answered; it may have arrived, and is not sent again"
 
 
@@ -47,7 +55,6 @@ def process_notices(engine: Engine, settings: Settings) -> int:
     leased = in_transaction(engine, notices.lease_due, _PER_TICK, _LEASE_S)
     if not leased:
         return 0
-    in_transaction(engine, notices.delete_old, _KEPT_S)
     mails = [mailing for mailing in leased if mailing.target.startswith("mailto:")]
     others = [mailing for mailing in leased if not mailing.target.startswith("mailto:")]
     return (_send_mails(engine, settings, mails) if mails else 0) + (_post(engine, settings, others) if others else 0)
@@ -78,11 +85,16 @@ def _apply(connection: Connection, rules: Sequence[Rule]) -> None:
 
 def _send_mails(engine: Engine, settings: Settings, leased: Sequence[LeasedMailing]) -> int:
     """All in one session; what was not reached when it broke is sent again later."""
-    sent = 0
-    open_mailings = list(leased)
+    sent, until = 0, time.monotonic() + _SENDING_S
+    for mailing in leased:
+        if mailing.was_sending:  # also while no server can be reached
+            _note_failed(engine, mailing, _MAYBE, is_final=True)
+    open_mailings = [mailing for mailing in leased if not mailing.was_sending]
+    if not open_mailings:
+        return 0
     try:
         with mail_session(settings) as session:
-            while open_mailings:
+            while open_mailings and time.monotonic() < until:
                 sent += _send_mail(engine, settings, session, open_mailings[0])
                 open_mailings.pop(0)
     except (OSError, smtplib.SMTPException) as error:
@@ -97,16 +109,14 @@ def _send_mail(engine: Engine, settings: Settings, session: smtplib.SMTP, mailin
     notice = _notice_of(engine, mailing)
     if notice is None:
         return False
-    if mailing.was_sending:
-        _note_failed(engine, mailing, _MAYBE, is_final=True)
-        return False
     receiver = mailing.target.removeprefix("mailto:")
     mail = compose(settings, notice, mailing.mailing_id, receiver)
     session.noop()  # before this the server has nothing of the mail
-    in_transaction(engine, notices.note_sending, mailing.mailing_id)
+    if not in_transaction(engine, notices.note_sending, mailing):
+        return False
     try:
         session.send_message(mail)
-    except (smtplib.SMTPRecipientsRefused, smtplib.SMTPSenderRefused, smtplib.SMTPDataError) as refused:
+    except _SURELY_NOT_SENT as refused:
         _note_failed(engine, mailing, f"{type(refused).__name__}: {refused}", is_final=_is_permanent(refused))
         return False
     except (OSError, smtplib.SMTPException) as broken:
@@ -118,7 +128,9 @@ def _send_mail(engine: Engine, settings: Settings, session: smtplib.SMTP, mailin
 
 
 def _is_permanent(refused: smtplib.SMTPException) -> bool:
-    """Whether the server will never accept it: a code from 500."""
+    """Whether the server will never accept it: a code from 500, or something that it cannot do."""
+    if isinstance(refused, smtplib.SMTPNotSupportedError):
+        return True
     if isinstance(refused, smtplib.SMTPRecipientsRefused):
         return all(code >= 500 for code, _ in refused.recipients.values())
     return isinstance(refused, smtplib.SMTPResponseException) and refused.smtp_code >= 500
@@ -158,4 +170,4 @@ def _notice_of(engine: Engine, mailing: LeasedMailing) -> Notice | None:
 def _note_failed(engine: Engine, mailing: LeasedMailing, error: str, *, is_final: bool) -> None:
     retry_s = None if is_final else next_delay_s(mailing.attempts, random.Random())  # noqa: S311 - jitter, no secret
     log.warning(f"not sent: {error}", extra={"action": "notice", "mailing": mailing.mailing_id, "retry_s": retry_s})
-    in_transaction(engine, notices.note_failed, mailing.mailing_id, error[:500], retry_s)
+    in_transaction(engine, notices.note_failed, mailing, error[:500], retry_s)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from email.message import EmailMessage
 from email.utils import format_datetime
 
+from ragllava.errors import SettingsError
 from ragllava.settings import Settings
 from ragllava.stages.notices.texts import body_of, subject_of
 from ragllava.stores.maintenance.notices import Notice
@@ -30,11 +31,20 @@ def compose(settings: Settings, notice: Notice, mailing_id: int, receiver: str) 
     return mail
 
 
+def mail_server(settings: Settings) -> tuple[str, int]:
+    """The host and the port of the mail server. Raises SettingsError for a port that is no number."""
+    host, _, port = (settings.smtp_host or "").partition(":")
+    if not port:
+        return host, _PORTS[settings.smtp_security]
+    if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise SettingsError(f"RAGLLAVA_SMTP_HOST: {port[:20]!r} is no port; write host or host:port")
+    return host, int(port)
+
+
 @contextmanager
 def mail_session(settings: Settings) -> Iterator[smtplib.SMTP]:
     """A session with the mail server, signed in if the settings have a user. Raises OSError and SMTPException."""
-    host, _, port = (settings.smtp_host or "").partition(":")
-    where = host, int(port) if port else _PORTS[settings.smtp_security]
+    where = mail_server(settings)
     context = ssl.create_default_context()
     if settings.smtp_security == "tls":
         session: smtplib.SMTP = smtplib.SMTP_SSL(*where, timeout=_TIMEOUT_S, context=context)

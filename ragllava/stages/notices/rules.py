@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ragllava.errors import SettingsError
 from ragllava.jobs.states import JobState
 from ragllava.settings import Settings
+from ragllava.stages.notices.mail import mail_server
+from ragllava.stages.webhooks.deliver import is_secret
 from ragllava.stores.maintenance.notices import Notice, NoticeEvent
 
 JOB_FAILED = "job_failed"  # of the ends of jobs those that a person should look at
@@ -35,7 +37,11 @@ class Rule:
 
 
 def parse_rules(settings: Settings) -> list[Rule]:
-    """The rules of the settings. Raises SettingsError for one that cannot be read or kept."""
+    """The rules of the settings. Raises SettingsError for one that cannot be read or kept, and for a mail server or a
+    secret by which nothing could be sent, whatever the rules are: mailings of earlier rules may wait."""
+    mail_server(settings)
+    if settings.notify_secret is not None and not is_secret(settings.notify_secret.get_secret_value()):
+        raise SettingsError("RAGLLAVA_NOTIFY_SECRET is not base64; write whsec_ and base64")
     parts = [part.strip() for part in re.split(r"[,\n]", settings.notify_rules) if part.strip()]
     return [_parse(part, settings) for part in parts]
 

@@ -49,6 +49,14 @@ def new_secret() -> str:
     return _MARK + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
+def is_secret(secret: str) -> bool:
+    """Whether webhooks can be signed by it: base64, with or without `whsec_`."""
+    try:
+        return bool(base64.b64decode(secret.removeprefix(_MARK), validate=True))
+    except ValueError:
+        return False
+
+
 def deliver_due(engine: Engine, settings: Settings) -> int:
     """Send the deliveries that are due, a bounded number; returns how many were accepted. Safe to call concurrently."""
     leased = in_transaction(engine, webhooks.lease_due, _PER_TICK, _LEASE_S)

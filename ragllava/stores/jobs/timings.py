@@ -37,9 +37,10 @@ class OpenJob:
 
 
 def earlier_jobs(
-    connection: Connection, archive_id: int, options: Mapping[str, Any], profile: str | None
+    connection: Connection, archive_id: int, options: Mapping[str, Any], profile: str | None, fewest: int = 1
 ) -> list[EarlierJob]:
-    """The last jobs with these options by workers of this profile, those of the archive first.
+    """The last jobs with these options by workers of this profile that answered at least `fewest` questions, those of
+    the archive first.
 
     `options` are AnswerOptions as JSON; of the filter counts only whether there is one. Refreshes, jobs whose depth was
     cut and jobs of which hardly anything was answered say nothing, and are left out.
@@ -50,6 +51,7 @@ def earlier_jobs(
         "options": json.dumps(compared),
         "profile": profile,
         "filtered": bool(options["filter"]),
+        "fewest": fewest,
     }
     rows = connection.execute(_EARLIER, values | {"jobs": _JOBS_TO_GO_BY, "looked_at": _LOOKED_AT})
     return records(EarlierJob, rows)
@@ -77,12 +79,12 @@ _EARLIER = text("""
             CAST(j.timing ->> 'waited_s' AS double precision) AS waited_s, j.total,
             CAST(coalesce(j.counts ->> 'answered', '0') AS bigint)
                 + CAST(coalesce(j.counts ->> 'no_evidence', '0') AS bigint) AS questions
-        FROM (SELECT * FROM jobs WHERE kind = 'answer' ORDER BY id DESC LIMIT :looked_at) j
+        FROM (SELECT * FROM jobs WHERE kind = 'answer' AND total >= :fewest ORDER BY id DESC LIMIT :looked_at) j
         WHERE j.finished_at IS NOT NULL AND j.timing ->> 'profile' = :profile AND j.timing ->> 'cut_to' IS NULL
             AND NOT j.spec ? 'refreshes' AND j.spec -> 'options' @> CAST(:options AS jsonb)
             AND (j.spec -> 'options' ->> 'filter' IS NOT NULL) = :filtered
     ) timed
-    WHERE questions > 0 AND questions * 2 >= total AND busy_s > 0
+    WHERE questions > 0 AND questions >= :fewest AND questions * 2 >= total AND busy_s > 0
     ORDER BY is_own DESC, id DESC LIMIT :jobs
 """)
 _OPEN = text("""

@@ -12,11 +12,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.stores.database import record, records, seconds
 from ragllava.stores.schema import archives, mailings, notices
+
+_DELETED_AT_ONCE = 1_000
 
 
 class NoticeEvent(StrEnum):
@@ -118,9 +120,9 @@ def lease_due(connection: Connection, limit: int, lease_s: float) -> list[Leased
     return records(LeasedMailing, connection.execute(_LEASE, {"limit": limit, "lease_s": lease_s}))
 
 
-def note_sending(connection: Connection, mailing_id: int) -> None:
-    """From now on the receiver may have it."""
-    _note(connection, mailing_id, state="sending")
+def note_sending(connection: Connection, mailing: LeasedMailing) -> bool:
+    """From now on the receiver may have it. False if the lease was over and somebody else has it: do not send it."""
+    return _note(connection, mailing.mailing_id, *_leased(mailing), mailings.c.state == "waiting", state="sending")
 
 
 def note_delivered(connection: Connection, mailing_id: int) -> None:
@@ -128,12 +130,13 @@ def note_delivered(connection: Connection, mailing_id: int) -> None:
     _note(connection, mailing_id, state="delivered", delivered_at=func.now(), error=None)
 
 
-def note_failed(connection: Connection, mailing_id: int, error: str, retry_s: float | None) -> None:
-    """It was not accepted; it is sent again after `retry_s` seconds, or, None, given up."""
-    if retry_s is None:
-        _note(connection, mailing_id, error=error, state="given_up")
-    else:
-        _note(connection, mailing_id, error=error, state="waiting", not_before=func.now() + seconds(retry_s))
+def note_failed(connection: Connection, mailing: LeasedMailing, error: str, retry_s: float | None) -> None:
+    """It was not accepted; it is sent again after `retry_s` seconds, or, None, given up. Nothing happens if somebody
+    else has it by now."""
+    after: dict[str, Any] = {"state": "given_up"}
+    if retry_s is not None:
+        after = {"state": "waiting", "not_before": func.now() + seconds(retry_s)}
+    _note(connection, mailing.mailing_id, *_leased(mailing), error=error, **after)
 
 
 def list_mailings(connection: Connection, limit: int = 100) -> list[MailingView]:
@@ -153,12 +156,19 @@ def list_mailings(connection: Connection, limit: int = 100) -> list[MailingView]
 
 
 def delete_old(connection: Connection, older_than_s: float) -> int:
-    """Delete notices that are older, have nothing left to send and are over, or tell of a job; returns how many."""
-    return connection.execute(_DELETE_OLD, {"older_than_s": older_than_s}).rowcount
+    """Delete notices that are older, have nothing left to send and are over, or tell of a job, a bounded number;
+    returns how many. Repeat it until that is 0."""
+    return connection.execute(_DELETE_OLD, {"older_than_s": older_than_s, "most": _DELETED_AT_ONCE}).rowcount
 
 
-def _note(connection: Connection, mailing_id: int, **values: Any) -> None:
-    connection.execute(update(mailings).where(mailings.c.id == mailing_id).values(values))
+def _leased(mailing: LeasedMailing) -> tuple[ColumnElement[bool], ...]:
+    """The conditions that the lease is still the caller's: each lease counts an attempt."""
+    return (mailings.c.attempts == mailing.attempts, mailings.c.state.in_(("waiting", "sending")))
+
+
+def _note(connection: Connection, mailing_id: int, *conditions: ColumnElement[bool], **values: Any) -> bool:
+    chosen = update(mailings).where(mailings.c.id == mailing_id, *conditions)
+    return bool(connection.execute(chosen.values(values)).rowcount)
 
 
 _SELECT = select(
@@ -176,7 +186,10 @@ _LEASE = text("""
     RETURNING m.id AS mailing_id, m.notice_id, m.target, m.attempts, due.state = 'sending' AS was_sending
 """)
 _DELETE_OLD = text("""
-    DELETE FROM notices n WHERE n.created_at < now() - make_interval(secs => :older_than_s)
-        AND n.addressed_at IS NOT NULL AND (n.over_at IS NOT NULL OR n.job_id IS NOT NULL)
-        AND NOT EXISTS (SELECT FROM mailings m WHERE m.notice_id = n.id AND m.state IN ('waiting', 'sending'))
+    DELETE FROM notices WHERE id = ANY (ARRAY(
+        SELECT n.id FROM notices n WHERE n.created_at < now() - make_interval(secs => :older_than_s)
+            AND n.addressed_at IS NOT NULL AND (n.over_at IS NOT NULL OR n.job_id IS NOT NULL)
+            AND NOT EXISTS (SELECT FROM mailings m WHERE m.notice_id = n.id AND m.state IN ('waiting', 'sending'))
+        ORDER BY n.created_at LIMIT :most
+    ))
 """)

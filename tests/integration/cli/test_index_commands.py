@@ -10,7 +10,11 @@ import pytest
 from ragllava.records import SourceFile
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stores.archives import vectors
+from ragllava.stores.database import in_transaction
+from ragllava.stores.maintenance import notices
+from ragllava.stores.maintenance.notices import NoticeEvent
 from tests.integration.conftest import Postcards
+from tests.support.maintenance_tasks import do
 from tests.support.retriever_folders import write_retriever
 from tests.support.run_command import Run
 from tests.support.workshop import ARCHIVE, Workshop
@@ -64,6 +68,10 @@ def test_gaps_are_listed_and_closed(gallery: Workshop, run: Run) -> None:
         vectors.remove_embeddings(connection, gallery.archive_id(), [row.id])
     [gap] = json.loads(run("archive", "gaps", ARCHIVE, "--json")[1])
     assert (gap["image_id"], gap["source"], gap["reason"]) == (row.id, source, "never_tried")
+    do(gallery, "gaps")  # of all archives: each has a notice of its own, as rules name archives
+    new = in_transaction(gallery.engine, notices.new_notices, 10)
+    [told] = [notice for notice in new if notice.event is NoticeEvent.GAP_FOUND]
+    assert (told.archive, told.facts) == (ARCHIVE, {"gaps": {ARCHIVE: {"never_tried": 1}}})
     assert "no job has tried to embed it" in run("archive", "gaps", ARCHIVE)[1]
     _, out, _ = run("reindex", "--archive", ARCHIVE, "--no-wait", "--json")
     assert json.loads(out)["reindexing"]["selection"] == "missing"

@@ -62,8 +62,8 @@ def test_a_maintenance_task_is_queued_and_shown_with_its_report(run: Run, worksh
     publish_missing_results(workshop.engine, workshop.resources.objects)
     out = run("jobs", "show", "1")[1]
     assert "job 1 completed: 1 maintenance task: 1 done" in out
-    dropped = "0 replaced indexes, 0 jobs, 0 retired pictures, 0 old runs of schedules and 0 records of calls"
-    assert f"retention: dropped {dropped}" in out
+    dropped = "0 replaced indexes, 0 jobs, 0 retired pictures, 0 old runs of schedules"
+    assert f"retention: dropped {dropped}, 0 records of calls and 0 old notices" in out
     assert "  jobs: dropped 0, kept_for_labels_and_noisy_cases 0" in detail_lines(workshop.job(1))
     assert json.loads(run("jobs", "show", "1", "--json")[1])["result"]["reconciled"]["adds_up"] is True
 

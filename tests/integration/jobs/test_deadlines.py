@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func, select, update
 
 from ragllava.errors import ShardInterrupted
 from ragllava.jobs import control, deadlines, ending, queue
-from ragllava.jobs.deadlines import JobLimits
+from ragllava.jobs.deadlines import JobLimits, Room
 from ragllava.jobs.runner import ShardContext, run_shard
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, Priority
@@ -45,6 +45,7 @@ def test_at_the_deadline_the_rest_ends_as_expired(desk: Desk) -> None:
     assert ending.expire_due_jobs(desk.engine) == 0
     move_deadline(desk, job_id, -1.0)
     assert ending.expire_due_jobs(desk.engine) == 1
+    assert ending.end_jobs(desk.engine) == 0
     job = desk.job(job_id)
     assert (job.state, job.progress.by_status) == (JobState.EXPIRING, {"answered": 2, "expired": 2})
     assert desk.dispatch() == []
@@ -62,6 +63,16 @@ def test_at_the_deadline_the_rest_ends_as_expired(desk: Desk) -> None:
     assert (job.state, job.progress.by_status, job.deadline_at) == (JobState.COMPLETED, {"answered": 6}, None)
 
 
+def test_an_answer_that_comes_right_after_the_limit_was_noticed_is_no_error(desk: Desk) -> None:
+    job_id = desk.questions_job(2, per_shard=2, limits=DAY)
+    lease = desk.claim_next()
+    move_deadline(desk, job_id, -1.0)
+    assert ending.expire_due_jobs(desk.engine) == 1
+    desk.answer(lease)
+    job = desk.job(job_id)
+    assert (job.state, job.progress.by_status, job.error) == (JobState.COMPLETED, {"answered": 2}, None)
+
+
 def test_a_paused_job_and_one_of_which_nothing_was_done_expire_too(desk: Desk) -> None:
     paused = desk.questions_job(3, per_shard=2, limits=DAY)
     desk.answer(desk.claim_next())
@@ -71,6 +82,8 @@ def test_a_paused_job_and_one_of_which_nothing_was_done_expire_too(desk: Desk) -
     for job_id in (paused, untouched):
         move_deadline(desk, job_id, -1.0)
     assert ending.expire_due_jobs(desk.engine) == 2
+    assert desk.job(untouched).progress.by_status == {}, "the tick goes on to reap and dispatch"
+    assert ending.end_jobs(desk.engine) == 2
     assert desk.job(paused).progress.by_status == {"answered": 2, "expired": 1}
     ended = desk.job(untouched)
     assert (ended.state, ended.progress.by_status) == (JobState.FAILED, {"expired": 3})
@@ -90,6 +103,7 @@ def test_a_budget_counts_what_all_workers_were_busy(desk: Desk) -> None:
         assert leases[0] is not None and leases[1] is not None
         queue.finish(connection, leases[0], 0.75)
     assert ending.expire_due_jobs(desk.engine) == 1
+    ending.end_jobs(desk.engine)
     with desk.engine.begin() as connection:
         queue.note_busy(connection, leases[1], 0.25)
         queue.hand_back(connection, leases[1])
@@ -133,21 +147,34 @@ def test_other_owners_have_their_share_whatever_the_deadlines(desk: Desk) -> Non
     assert sorted(served[:2]) == sorted(served[2:]) == [hasty, patient]
 
 
-def test_a_worker_stops_its_shard_at_the_deadline_and_closes_the_job(desk: Desk, settings: Settings) -> None:
-    """No tick is needed, and the seconds that it was busy are counted."""
+def test_a_worker_stops_its_shard_at_the_deadline_and_closes_the_job(
+    desk: Desk, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No tick is needed, the seconds that it was busy are counted, and a long batch after it is not asked all the
+    time."""
     job_id = desk.questions_job(4, per_shard=2, limits=JobLimits(within_s=0.4))
     [shard_id, *_] = desk.dispatch()
+    looks: list[Room] = []
+    look = deadlines.room_of
+
+    def count(*args: Any) -> Room:
+        looks.append(look(*args))
+        return looks[-1]
+
+    monkeypatch.setattr(deadlines, "room_of", count)
 
     def stage(context: ShardContext[Resources]) -> None:
         until = time.monotonic() + 30.0
-        while time.monotonic() < until:
-            context.check()
+        while time.monotonic() < until and context.stop() is None:
             time.sleep(0.01)
+        time.sleep(0.5)
+        context.check()
 
     with stages_replaced({JobKind.ANSWER: stage}):
         began = time.monotonic()
         run_shard(shard_id, WORKER, settings, desk.engine, Resources(settings))
         took_s = time.monotonic() - began
+    assert sum(room.is_over for room in looks) <= 2, "once to see it, once to write it"
     job = desk.job(job_id)
     assert (job.state, job.progress.by_status) == (JobState.FAILED, {"expired": 4})
     assert job.timing is not None and 0.1 < job.timing["busy_s"] <= took_s

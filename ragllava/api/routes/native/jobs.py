@@ -290,7 +290,7 @@ def cancel_job(call: Call[NoQuery, NoBody]) -> JobObject:
 
 @routes.post("/v1/jobs/{job_id}/retry", needs=AccessRole.ASK, answer=RetriedJob, archive_in="path:job_id")
 def retry_job(call: Call[NoQuery, NoBody]) -> RetriedJob:
-    """Try the failed, dead and cancelled inputs of an ended job again; 409 for one that has not ended."""
+    """Try the failed, dead, expired and cancelled inputs of an ended job again; 409 for one that has not ended."""
     job_id, count = call.number("job_id"), call.client.access.count_questions(call.principal)
     return RetriedJob(job=job_id, inputs=call.client.jobs.retry(job_id, count))
 

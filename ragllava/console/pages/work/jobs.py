@@ -174,7 +174,7 @@ def cancel(visit: Visit[NoQuery, NoBody]) -> Done:
 
 @pages.post(f"{JOBS}/{{job_id}}/retry", needs=AccessRole.ASK, archive_in="path:job_id")
 def retry(visit: Visit[NoQuery, NoBody]) -> Done:
-    """Try the failed, dead and cancelled inputs again."""
+    """Try the failed, dead, expired and cancelled inputs again."""
     job_id = visit.number("job_id")
     with visit.client.access.admitted(visit.principal):
         number = visit.client.jobs.retry(job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func, literal, select, true, update
 
 from ragllava.client.reporting import estimate_line, estimate_lines
 from ragllava.jobs import ending
@@ -20,6 +20,7 @@ from tests.support.workshop import Workshop
 
 OPTIONS = AnswerOptions(top_k=6, retrieval=Retrieval.PICTURE, depth=Depth.FIXED)
 CHOSEN: dict[str, Any] = {"top_k": 6, "retrieval": Retrieval.PICTURE, "depth": Depth.FIXED}
+_COPIED = ("kind", "archive_id", "state", "spec", "spec_digest", "timing", "finished_at")
 HOUR = JobLimits(within_s=3_600.0)
 
 
@@ -112,6 +113,16 @@ def test_the_estimate_of_a_job_is_compared_with_what_came_out(desk: Workshop, te
     assert unknown is not None and (unknown.time, unknown.basis, unknown.questions) == (None, "nothing", 10)
     assert estimate_line(desk.job(first)) == "estimated: unknown"
     desk.run()
+    with desk.engine.connect() as connection:  # nothing of it stays
+        single = select(
+            *(jobs.c[name] for name in _COPIED),
+            literal(1),
+            literal({"answered": 1}, jobs.c.counts.type),
+        ).select_from(jobs.join(func.generate_series(1, 12).table_valued("n"), true()))
+        names = [*_COPIED, "total", "counts"]
+        connection.execute(jobs.insert().from_select(names, single.where(jobs.c.id == first)))
+        crowded = estimate_job(connection, desk.settings, desk.archive_id(), AnswerOptions(**options), 10)
+    assert crowded.based_on == 1, "single questions do not hide the last bulk job"
     second = desk.submit(ten_questions, **options).job_id
     estimate = stored_estimate(desk.job(second).estimate)
     assert estimate is not None and estimate.time is not None and estimate.busy is not None

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import shutil
+import smtplib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email import message_from_bytes
@@ -169,10 +170,37 @@ def test_a_mail_of_which_nobody_knows_whether_it_was_accepted_is_not_sent_twice(
         with pytest.raises(KeyboardInterrupt):
             process(desk)
     assert len(mail.accepted) == 1
-    make_due(desk)
-    assert process(desk) == 0 and len(mail.accepted) == 1
+    for host in ("127.0.0.1:1", f"127.0.0.1:{mail.port}"):  # the server is away, then it is back
+        make_due(desk)
+        assert process(desk, smtp_host=host) == 0 and len(mail.accepted) == 1
     [row] = mailings(desk)
     assert row.state == "given_up" and "may have arrived" in str(row.error)
+
+
+def test_who_has_lost_the_lease_of_a_mailing_neither_sends_it_nor_lets_it_be_sent_again(desk: Desk) -> None:
+    end_a_job(desk)
+    rules = parse_rules(desk.settings)
+    with desk.engine.begin() as connection:
+        [notice] = notices.new_notices(connection, 10)
+        notices.address(connection, notice.notice_id, [rule.target for rule in rules if rule.fits(notice)])
+        [late] = notices.lease_due(connection, 10, 0.0)
+        [mine] = notices.lease_due(connection, 10, 60.0)
+        assert not notices.note_sending(connection, late)
+        assert notices.note_sending(connection, mine) and not notices.note_sending(connection, mine)
+        notices.note_failed(connection, late, "the session broke", 0.0)
+    assert [row.state for row in mailings(desk)] == ["sending"]
+
+
+def test_a_server_that_cannot_take_the_mail_has_surely_not_got_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_a_job(desk)
+
+    def refuse(*_args: object) -> None:
+        raise smtplib.SMTPNotSupportedError("no SMTPUTF8")
+
+    monkeypatch.setattr(smtplib.SMTP, "send_message", refuse)
+    assert process(desk) == 0
+    [row] = mailings(desk)
+    assert row.state == "given_up" and "no SMTPUTF8" in str(row.error) and "may have arrived" not in str(row.error)
 
 
 class _Usage(NamedTuple):
@@ -246,5 +274,8 @@ def test_wrong_rules_are_refused_before_anything_is_done(settings: Settings, rul
     own = {"notify_rules": rules, "smtp_host": "mail", "smtp_sender": "a@b.org"}
     with pytest.raises(SettingsError, match="RAGLLAVA_NOTIFY"):
         parse_rules(settings.model_copy(update=own))
+    for broken in ({"smtp_host": "mail:smtp"}, {"notify_secret": SecretStr("whsec_no base64")}):
+        with pytest.raises(SettingsError, match=r"is no port|is not base64"):
+            parse_rules(settings.model_copy(update=broken))
     with pytest.raises(SettingsError, match="RAGLLAVA_SMTP_HOST"):
         parse_rules(settings.model_copy(update={"notify_rules": "disk_low=mailto:a@b.org"}))

@@ -176,6 +176,20 @@ def test_records_of_calls_are_kept_for_a_year(workshop: Workshop) -> None:
         assert set(connection.scalars(text("SELECT request_id FROM audit"))) == {"1", "364"}
 
 
+def test_notices_are_kept_for_a_month_unless_they_are_not_over(workshop: Workshop) -> None:
+    execute(
+        workshop,
+        """INSERT INTO notices (event, subject, facts, created_at, addressed_at, over_at)
+           SELECT 'disk_low', 'host ' || n, '{}', now() - make_interval(days => n), now(),
+                  CASE WHEN n <> 50 THEN now() END
+           FROM unnest(ARRAY[29, 31, 40, 50]) n""",
+    )
+    assert report(do(workshop, "retention"))["notices"] == 2
+    with workshop.engine.begin() as connection:
+        left = connection.scalars(text("SELECT subject FROM notices WHERE event = 'disk_low'"))
+        assert set(left) == {"host 29", "host 50"}
+
+
 def test_the_last_run_of_a_schedule_is_kept_however_old(workshop: Workshop) -> None:
     execute(
         workshop,

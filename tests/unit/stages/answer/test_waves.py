@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
-from ragllava.records import Candidate, Depth, Origin, StoredImage
-from ragllava.stages.answer.waves import is_done, waves_of
+import pytest
+
+from ragllava.models.reranker import Relevance
+from ragllava.records import AnswerOptions, Candidate, Depth, Origin, Question, StoredImage
+from ragllava.stages.answer import pipeline
+from ragllava.stages.answer.waves import cut, is_done, waves_of
 
 ETA, TOP_N = 0.5, 2
 
@@ -77,3 +83,41 @@ def test_evidence_of_pictures_alone_suffices_only_if_it_is_complete_and_sure() -
 
 def test_nothing_is_left_after_the_last_wave() -> None:
     assert is_done([picture(0, 0.1)], [], ETA, TOP_N)
+
+
+def test_a_limit_says_whether_it_took_a_part_of_a_wave() -> None:
+    waves = [[picture(0), picture(1)], [picture(2), picture(3)]]
+    cuts = {most: (ranks(kept), is_part) for most in range(1, 5) for kept, _, is_part in [cut(waves, most)]}
+    assert cuts == {
+        1: ([[0]], True),
+        2: ([[0, 1]], False),
+        3: ([[0, 1], [2]], True),
+        4: ([[0, 1], [2, 3]], False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("depth", "shares", "most", "cut_to"),
+    [
+        (Depth.FIXED, (), 2, 2),
+        (Depth.FIXED, (), 6, None),
+        (Depth.NEED, (1.0,), 2, 2),  # all six are in the first wave
+        (Depth.NEED, (), 4, None),  # the first wave is whole, and sure
+        (Depth.NEED, (), 3, 3),
+    ],
+)
+def test_evidence_from_a_part_of_a_wave_counts_as_cut(
+    monkeypatch: pytest.MonkeyPatch, depth: Depth, shares: tuple[float, ...], most: int, cut_to: int | None
+) -> None:
+    relevances = dict(enumerate((0.985, 0.985, 0.99, 0.999, 0.999, 0.4), start=1))
+
+    def score(_questions: object, wave: list[tuple[int, Candidate]], scores: dict[Any, Any], *_rest: object) -> None:
+        for row, candidate in wave:
+            scores[row, candidate.image.image_id] = Relevance(relevances[candidate.image.image_id])
+
+    monkeypatch.setattr(pipeline, "_score", score)
+    candidates = [named(rank, *shares) if shares else picture(rank) for rank in range(6)]
+    tools: Any = SimpleNamespace(threshold=ETA, options=AnswerOptions(top_n=TOP_N, depth=depth))
+    [result] = pipeline.rerank([Question(0, 1, "0", "where?")], [candidates], tools, most=most)
+    assert result.cut_to == cut_to
+    assert sum(candidate.relevance is not None for candidate in result.candidates) == most

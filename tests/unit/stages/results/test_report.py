@@ -410,3 +410,9 @@ def test_all_pages_lead_to_each_other(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "questions 3 to 4" in parsed[1].text
     assert 'href="my%20report-3.html"' in pages[1].read_text() and 'href="my%20report.html"' in pages[1].read_text()
     assert "to get the results of the other" not in parsed[0].text
+
+
+def test_each_outcome_has_its_colour() -> None:
+    style = Path(report.__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    rules = [f"{mark}.{status}{{" for status in AnswerStatus for mark in ("i", "rect")]
+    assert [rule for rule in rules if rule not in style] == []
