@@ -47,6 +47,20 @@ class TablePart:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The backup that the rows of a database were restored from: its name, and the identity of its database."""
+
+    name: str
+    identity: str
+
+
+def origin_of(connection: Connection) -> Origin | None:
+    """Where the rows of this database come from; None: they were not restored."""
+    noted = connection.scalar(text("SELECT col_description(to_regclass('alembic_version'), 1)"))
+    return Origin(*str(noted).split(" ", 1)) if noted else None
+
+
+@dataclass(frozen=True, slots=True)
 class NamedObjects:
     """What rows name in the object store beside content: `keys`, each with the hash of its bytes where a row has it,
     and folders, each with everything below it."""

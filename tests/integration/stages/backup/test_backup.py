@@ -71,6 +71,18 @@ def restore(settings: Settings, folder: Path, name: str | None = None) -> Any:
         return client.backups.restore(str(folder), name)
 
 
+_KEY = "INSERT INTO api_keys (prefix, sha256, name, role) VALUES ('p', 's', 'n', 'read')"
+
+
+def execute(settings: Settings, statement: str) -> None:
+    """As the owner of the tables."""
+    engine = make_engine(settings.require_database_owner(), name="test")
+    try:
+        in_transaction(engine, lambda connection: connection.execute(text(statement)))
+    finally:
+        engine.dispose()
+
+
 def all_rows(settings: Settings) -> dict[str, list[bytes]]:
     """The rows of every table that a backup has, as COPY writes them."""
     engine = make_engine(settings.require_database(), name="test rows")
@@ -216,8 +228,30 @@ def test_an_interrupted_restore_continues(shop: Workshop, empty: Settings, tmp_p
     write_manifest(FolderVault(tmp_path), other)
     with pytest.raises(Conflict, match="was interrupted here"):
         restore(empty, tmp_path, other.name)
+    execute(empty, _KEY)
+    with pytest.raises(Conflict, match="its table api_keys has rows"):
+        restore(empty, tmp_path, made.name)
+    execute(empty, "DELETE FROM api_keys")
+    execute(empty, "INSERT INTO notices (event, subject, facts) VALUES ('disk_low', 'h', '{}')")
     assert restore(empty, tmp_path, made.name).pictures == 12
     assert all_objects(empty) == all_objects(shop.settings)
+    assert all_rows(empty)["images None"] == all_rows(shop.settings)["images None"] != []
+
+
+def test_rows_that_come_while_objects_are_copied_stay(shop: Workshop, empty: Settings, tmp_path: Path) -> None:
+    make(shop, tmp_path)
+    refused: list[str] = []
+
+    def show(what: str, done: int, total: int) -> None:
+        if what == "pictures" and done == total and not refused:
+            with pytest.raises(Conflict, match="another restore into this system runs") as error:
+                restore(empty, tmp_path)
+            refused.append(str(error.value))
+            execute(empty, _KEY)
+
+    with Client(empty) as client, pytest.raises(Conflict, match="its table api_keys has rows"):
+        client.backups.restore(str(tmp_path), on_progress=show)
+    assert refused and len(all_rows(empty)["api_keys None"]) == 1
 
 
 def test_tables_of_an_earlier_version_are_migrated(
