@@ -124,6 +124,7 @@ def _restored_lines(restored: RestoredBackup) -> Iterator[str]:
         f"{restored.files:,} other files, {restored.size_bytes / _MIB:,.1f} MiB, {restored.seconds:,.1f} s"
     )
     for name, number in restored.erased.items():
-        yield f"erased again what was erased after it: {number:,} {name}"
+        done = "revoked again what was revoked" if name == "keys" else "erased again what was erased"
+        yield f"{done} after it: {number:,} {name}"
     yield from (Problem(note) for note in restored.notes)
     yield "start the workers, then run `ragllava doctor --deep`"

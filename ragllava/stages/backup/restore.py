@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import Conflict, ObjectCorrupt, ObjectMissing, SchemaMismatch
 from ragllava.settings import Settings
 from ragllava.stages.backup.copying import THREADS, OnProgress, hashed
-from ragllava.stages.backup.erased import erase_again
+from ragllava.stages.backup.erased import erase_again, find_later
 from ragllava.stages.backup.manifest import (
     Manifest,
     SavedContent,
@@ -47,8 +47,8 @@ _PAGE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A backup that was restored. `erased` counts what was erased after the backup and is erased again; `notes` are
-    sentences about what is left to do."""
+    """A backup that was restored. `erased` counts what was erased after the backup and is erased again, and keys that
+    were revoked; `notes` are sentences about what is left to do."""
 
     name: str
     made_at: str
@@ -95,6 +95,7 @@ class Restorer:
 
         began = time.monotonic()
         objects = ObjectStore(self.settings)
+        later, notes = find_later(self.vault, manifest)
         url = self.settings.require_database_owner()
         is_loaded = self._require_empty(owner, objects, manifest)
         objects.put(_MARK, manifest.name.encode())
@@ -113,7 +114,10 @@ class Restorer:
         with _engine(application_url) as engine:
             self._build_graphs(engine)
             renewed = in_transaction(engine, loading.renew_secrets, new_secret)
-            erased, notes = erase_again(engine, self.settings, objects, self.vault, manifest)
+            erased = dict[str, int]()
+            if later is not None:
+                erased, refused = erase_again(engine, self.settings, objects, self.vault, manifest, later)
+                notes += refused
         objects.delete(_MARK)
         notes += [f"the webhook to {url} has a new secret: make it again to get one" for url in renewed]
         if manifest.absent:

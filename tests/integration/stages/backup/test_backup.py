@@ -18,7 +18,7 @@ from ragllava.errors import Conflict, NotFound, ObjectCorrupt, ObjectMissing, Sc
 from ragllava.records import TaskName
 from ragllava.settings import Settings
 from ragllava.stages.backup.backup import BackupMaker
-from ragllava.stages.backup.manifest import MANIFESTS, read_manifest, read_pieces, write_manifest
+from ragllava.stages.backup.manifest import MANIFESTS, Piece, read_manifest, read_pieces, write_manifest
 from ragllava.stages.backup.vaults import FolderVault, open_vault
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.maintenance.stage import submit_task
@@ -273,16 +273,24 @@ def test_what_was_erased_after_a_backup_is_erased_again(
 ) -> None:
     workshop.ingest_files(cards(postcards, 0, 4))
     workshop.ingest_files(cards(postcards, 4, 6), "other")
+    execute(workshop.settings, _KEY)
+    execute(workshop.settings, _KEY.replace("'p', 's'", "'valid', 't'"))
     made = make(workshop, tmp_path)
+    execute(workshop.settings, "UPDATE api_keys SET revoked_at = now() WHERE prefix = 'p'")
     remover = Remover(workshop.engine, workshop.settings, workshop.resources.objects, "test")
     [first, *others] = workshop.images().values()
     remover.pictures("postcards", [str(first.id)])
     remover.archive("other")
     vault = FolderVault(tmp_path)
-    make(workshop, tmp_path)
+    later = make(workshop, tmp_path)
+    newest = replace(read_manifest(vault), name=f"{later.name}~", ids={"images": (Piece("0" * 64, 1, 1),)})
+    write_manifest(vault, newest)
     restored = restore(empty, tmp_path, made.name)
-    assert restored.erased == {"archives": 1, "images": 1} and restored.notes == ()
+    assert restored.erased == {"archives": 1, "images": 1, "keys": 1}
+    [note] = restored.notes
+    assert f"the backup {newest.name} does not say what was erased" in note
     with Client(empty) as client:
+        assert [key.prefix for key in client.access.list_keys() if key.revoked_at is None] == ["valid"]
         assert client.archives.names() == ["postcards"]
         assert [each.problem for each in client.system.inspect() if each.problem] == []
     assert sorted(all_rows(empty)["images None"])[0].startswith(str(others[0].id).encode())
