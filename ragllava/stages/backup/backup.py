@@ -15,20 +15,21 @@ from importlib import metadata
 
 from sqlalchemy import Engine
 
-from ragllava.errors import Conflict, RagllavaError
-from ragllava.stages.backup.copying import Copied, Copier, OnProgress, content_list
+from ragllava.errors import Conflict, ObjectCorrupt, ObjectMissing, RagllavaError
+from ragllava.stages.backup.copying import Copied, Copier, OnProgress, Spool, content_list, open_spool
 from ragllava.stages.backup.manifest import (
     MANIFESTS,
-    OBJECTS,
     Manifest,
     Piece,
     SavedObject,
     SavedTable,
+    file_of,
     list_names,
     object_lines,
     read_manifest,
     saved_content,
     saved_objects,
+    stored,
     write_lines,
     write_manifest,
 )
@@ -84,9 +85,7 @@ class BackupMaker:
 
     def _make(self, keep: int) -> Made:
         began = time.monotonic()
-        previous = self._previous()
-        before = {saved.key: saved for saved in saved_objects(self.vault, previous)} if previous else {}
-        there = {piece.sha256 for piece in previous.pieces()} if previous else set[str]()
+        before, there = self._earlier()
         copied, lost = Copied(), set[str]()
         for attempt in range(_ROUNDS + 1):
             last, with_rows = lost, attempt > 0
@@ -102,12 +101,13 @@ class BackupMaker:
         """Copy what rows name now; with the rows themselves, the manifest says all. `before` and `there` are what the
         vault has of earlier rounds and backups: the objects beside content by key, and hashes of pieces."""
         copier = Copier(self.objects, self.vault, self.on_progress, self.check)
-        with content_list() as content:
+        with content_list() as content, open_spool() as spool:
             with open_snapshot(self.engine) as snapshot:
                 moment = datetime.now(UTC)
                 content.fill(snapshot.content())
                 named = snapshot.named_objects()
-                rows = self._rows(snapshot, there) if with_rows else _Rows()
+                rows = self._rows(snapshot, spool, there) if with_rows else _Rows()
+            spool.deliver(self.vault, self.check)
             copied = copier.content(content, content.number)
             saved, others = copier.others(named, before)
         copied.add(others)
@@ -128,6 +128,25 @@ class BackupMaker:
         )
         return manifest, copied
 
+    def _earlier(self) -> tuple[dict[str, SavedObject], set[str]]:
+        """What the vault has of an earlier backup: the objects beside content by key, and hashes of files.
+
+        Files of a vault get lost, and `--verify` sets damaged ones aside: so it is listed.
+        """
+        previous = self._previous()
+        if previous is None:
+            return {}, set()
+        sizes = {piece.sha256: piece.size_bytes for piece in previous.pieces()}
+        try:
+            before = {saved.key: saved for saved in saved_objects(self.vault, previous)}
+        except (ObjectMissing, ObjectCorrupt):  # then all are copied, and their list is written again
+            before = {}
+            for piece in previous.objects:
+                sizes.pop(piece.sha256, None)
+        sizes |= {saved.sha256: saved.size_bytes for saved in before.values()}
+        there = {sha256 for sha256, size in stored(self.vault) if sizes.get(sha256) == size}
+        return {key: saved for key, saved in before.items() if saved.sha256 in there}, there
+
     def _previous(self) -> Manifest | None:
         """The newest backup that can be read; without one, everything is copied."""
         for name in reversed(list_names(self.vault)):
@@ -137,14 +156,14 @@ class BackupMaker:
                 continue
         return None
 
-    def _rows(self, snapshot: Snapshot, there: set[str]) -> _Rows:
+    def _rows(self, snapshot: Snapshot, spool: Spool, there: set[str]) -> _Rows:
         parts = snapshot.parts()
         tables = []
         for done, part in enumerate(parts, start=1):
-            tables.append(SavedTable(part, write_lines(self.vault, snapshot.rows(part), there)))
+            tables.append(SavedTable(part, write_lines(spool, snapshot.rows(part), there)))
             self.on_progress("tables", done, len(parts))
             self.check()
-        ids = {name: write_lines(self.vault, snapshot.ids(name), there) for name in IDS_OF}
+        ids = {name: write_lines(spool, snapshot.ids(name), there) for name in IDS_OF}
         return _Rows(tuple(tables), ids, snapshot.sequences(), snapshot.revision(), snapshot.identity())
 
     def _remove_old(self, keep: int) -> tuple[str, ...]:
@@ -161,9 +180,8 @@ class BackupMaker:
             needed.update(piece.sha256 for piece in manifest.pieces())
             needed.update(content.sha256 for content in saved_content(self.vault, manifest))
             needed.update(saved.sha256 for saved in saved_objects(self.vault, manifest))
-        for name, _ in list(self.vault.sizes(OBJECTS)):
-            if name.rpartition("/")[2] not in needed:
-                self.vault.delete(name)
+        for sha256 in [sha256 for sha256, _ in stored(self.vault) if sha256 not in needed]:
+            self.vault.delete(file_of(sha256))
         return tuple(removed)
 
 

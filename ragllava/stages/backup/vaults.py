@@ -25,6 +25,14 @@ class Readable(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """What stores files by name."""
+
+    def put(self, name: str, data: bytes, /) -> None:
+        """Store a file whole; one of this name is replaced."""
+        ...
+
+
 class Vault(Protocol):
     """Files by name (`a/b/c`). Every method may raise ServiceUnavailable, or UsageError for a vault that cannot be
     used."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_what_is_restored_is_what_was_there_and_open_jobs_continue(
         assert [row.answer for row in first] == [row.answer for row in shop.rows(2)]
         assert [(row.status, row.answer) for row in second] == [(row.status, row.answer) for row in first]
         assert other.submit(["Is it red?"]).job_id == 4, "ids go on where they were"
+
+
+def test_a_slow_vault_holds_no_lock_on_tables(shop: Workshop, tmp_path: Path) -> None:
+    alone = threading.Lock()
+
+    class Vault(FolderVault):
+        def put(self, name: str, data: bytes | Path) -> None:
+            with alone, shop.engine.begin() as connection:
+                connection.execute(text("LOCK TABLE embeddings IN ACCESS EXCLUSIVE MODE NOWAIT"))
+            super().put(name, data)
+
+    assert BackupMaker(shop.engine, shop.resources.objects, Vault(tmp_path)).make().pictures == 12
 
 
 def test_a_second_backup_copies_only_what_is_new_and_an_interrupted_one_is_no_backup(
