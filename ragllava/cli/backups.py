@@ -21,7 +21,9 @@ _MIB = 2**20
 
 @click.command()
 @click.argument("vault", required=False, metavar="[DIR|s3://BUCKET/PREFIX]")
-@click.option("--verify", is_flag=True, help="Only read a backup that is there, and compare every hash.")
+@click.option(
+    "--verify", is_flag=True, help="Read a backup that is there, compare every hash, and set damaged files aside."
+)
 @click.option("--list", "list_only", is_flag=True, help="Only list the backups that are there.")
 @click.option("--at", metavar="NAME", help="With --verify: this backup.  [default: the newest]")
 @click.option("--keep", type=click.IntRange(0), help="Remove older backups; 0: none.  [default: the setting]")

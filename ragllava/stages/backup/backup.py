@@ -85,6 +85,7 @@ class BackupMaker:
 
     def _make(self, keep: int) -> Made:
         began = time.monotonic()
+        self.vault.tidy()
         before, there = self._earlier()
         copied, lost = Copied(), set[str]()
         for attempt in range(_ROUNDS + 1):

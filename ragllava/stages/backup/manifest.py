@@ -126,7 +126,7 @@ def read_manifest(vault: Vault, name: str | None = None) -> Manifest:
         raise NotFound(f"{vault.address} has no backup {name!r}; it has {', '.join(names[-5:])}")
     chosen = name or names[-1]
     with vault.open(f"{MANIFESTS}{chosen}.json") as stream:
-        data = b"".join(_read(stream))
+        data = b"".join(pieces_of(stream))
     try:
         document: dict[str, Any] = json.loads(data)
         saved_format = int(document["backup"]["format"])
@@ -181,7 +181,7 @@ def _write_piece(sink: Sink, buffer: list[bytes], there: set[str]) -> Piece:
 def read_piece(vault: Vault, piece: Piece) -> bytes:
     """The lines of a piece. Raises ObjectMissing, ObjectCorrupt."""
     with vault.open(file_of(piece.sha256)) as stream:
-        data = b"".join(_read(stream))
+        data = b"".join(pieces_of(stream))
     if hashlib.sha256(data).hexdigest() != piece.sha256:
         raise ObjectCorrupt(f"{vault.address}/{file_of(piece.sha256)} is damaged: it does not have its hash")
     try:
@@ -231,6 +231,7 @@ def object_lines(objects: Iterable[SavedObject]) -> Iterator[bytes]:
         yield json.dumps([each.key, each.sha256, each.size_bytes, each.etag]).encode() + b"\n"
 
 
-def _read(stream: Readable) -> Iterator[bytes]:
+def pieces_of(stream: Readable) -> Iterator[bytes]:
+    """What is read from a file, of at most 1 MiB each."""
     while piece := stream.read(_READ_BYTES):
         yield piece

@@ -19,7 +19,16 @@ from ragllava.errors import Conflict, NotFound, ObjectCorrupt, ObjectMissing, Sc
 from ragllava.records import TaskName
 from ragllava.settings import Settings
 from ragllava.stages.backup.backup import BackupMaker
-from ragllava.stages.backup.manifest import MANIFESTS, Piece, read_manifest, read_pieces, write_manifest
+from ragllava.stages.backup.manifest import (
+    MANIFESTS,
+    Piece,
+    file_of,
+    read_manifest,
+    read_pieces,
+    saved_content,
+    saved_objects,
+    write_manifest,
+)
 from ragllava.stages.backup.vaults import FolderVault, open_vault
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.maintenance.stage import submit_task
@@ -177,6 +186,33 @@ def test_older_backups_are_removed_with_what_only_they_need(
     assert "2020-01-01T00-00-00Z" in made.removed and not (tmp_path / f"objects/ab/{'ab' * 32}").exists()
     with Client(shop.settings) as client:
         assert client.backups.list(str(tmp_path)) == [made.name]
+        assert client.backups.verify(str(tmp_path)).problems == ()
+
+
+def test_the_next_backup_mends_what_was_lost_or_damaged(shop: Workshop, tmp_path: Path) -> None:
+    made = make(shop, tmp_path)
+    vault = FolderVault(tmp_path)
+    manifest = read_manifest(vault)
+    blobs = next(table.pieces[0].sha256 for table in manifest.tables if table.part.table == "blobs")
+    content, other = next(saved_content(vault, manifest)).sha256, next(saved_objects(vault, manifest)).sha256
+    (tmp_path / file_of(blobs)).unlink()
+    (tmp_path / file_of(other)).unlink()
+    left = (tmp_path / file_of(other)).with_name(".x.0.part")
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+    data = (tmp_path / file_of(content)).read_bytes()
+    (tmp_path / file_of(content)).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # its size stays
+    make(shop, tmp_path)
+    assert not left.exists() and tmp_path.joinpath("objects").stat().st_mode & 0o777 == 0o700
+    with Client(shop.settings) as client:
+        [problem] = client.backups.verify(str(tmp_path), made.name).problems
+        assert content in problem and "set aside" not in problem and (tmp_path / "damaged" / content).exists()
+        make(shop, tmp_path)
+        assert client.backups.verify(str(tmp_path), made.name).problems == ()
+    for piece in manifest.objects:
+        (tmp_path / file_of(piece.sha256)).unlink()
+    make(shop, tmp_path)
+    with Client(shop.settings) as client:
         assert client.backups.verify(str(tmp_path)).problems == ()
 
 
