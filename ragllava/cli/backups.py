@@ -99,6 +99,7 @@ def _made_lines(made: MadeBackup) -> Iterator[str]:
         f"were new, {made.seconds:,.1f} s"
     )
     yield from (f"removed the older backup {name}" for name in made.removed)
+    yield from (Problem(note) for note in made.notes)
     if made.absent:
         yield Problem(
             f"{len(made.absent):,} objects that rows name are missing or damaged in the object store, as "

@@ -134,6 +134,9 @@ def test_what_is_restored_is_what_was_there_and_open_jobs_continue(
         assert secret.startswith("whsec_") and secret != "whsec_x"
         problems = [each.problem for each in client.system.inspect() if each.problem and each.name != "waiting work"]
         assert problems == []
+        client.backups.make(str(tmp_path))
+    with pytest.raises(Conflict, match="is of another database"):
+        make(shop, tmp_path)
     with open_workshop(empty, models) as other:
         other.run()
         first, second = (other.rows(job_id) for job_id in (2, 3))
@@ -182,8 +185,20 @@ def test_older_backups_are_removed_with_what_only_they_need(
     vault = FolderVault(tmp_path)
     write_manifest(vault, replace(read_manifest(vault), name="2020-01-01T00-00-00Z"))
     vault.put(f"objects/ab/{'ab' * 32}", b"of nobody")
+    file = tmp_path / MANIFESTS / f"{make(shop, tmp_path).name}.json"
+    whole = file.read_text()
+    file.write_text("{}")
+    careful = make(shop, tmp_path, keep=2)
+    assert careful.removed == () and "no older backup was removed" in careful.notes[0]
+    file.write_text(whole)
+    ahead = "2999-01-01T00-00-00.999Z"
+    write_manifest(vault, replace(read_manifest(vault), name=ahead))
     made = make(shop, tmp_path, keep=1)
-    assert "2020-01-01T00-00-00Z" in made.removed and not (tmp_path / f"objects/ab/{'ab' * 32}").exists()
+    assert (
+        made.name == "2999-01-01T00-00-01.000Z"
+        and {"2020-01-01T00-00-00Z", ahead} < {*made.removed}
+        and not (tmp_path / f"objects/ab/{'ab' * 32}").exists()
+    )
     with Client(shop.settings) as client:
         assert client.backups.list(str(tmp_path)) == [made.name]
         assert client.backups.verify(str(tmp_path)).problems == ()
