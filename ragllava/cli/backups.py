@@ -21,7 +21,9 @@ _MIB = 2**20
 
 @click.command()
 @click.argument("vault", required=False, metavar="[DIR|s3://BUCKET/PREFIX]")
-@click.option("--verify", is_flag=True, help="Only read a backup that is there, and compare every hash.")
+@click.option(
+    "--verify", is_flag=True, help="Read a backup that is there, compare every hash, and set damaged files aside."
+)
 @click.option("--list", "list_only", is_flag=True, help="Only list the backups that are there.")
 @click.option("--at", metavar="NAME", help="With --verify: this backup.  [default: the newest]")
 @click.option("--keep", type=click.IntRange(0), help="Remove older backups; 0: none.  [default: the setting]")
@@ -97,6 +99,7 @@ def _made_lines(made: MadeBackup) -> Iterator[str]:
         f"were new, {made.seconds:,.1f} s"
     )
     yield from (f"removed the older backup {name}" for name in made.removed)
+    yield from (Problem(note) for note in made.notes)
     if made.absent:
         yield Problem(
             f"{len(made.absent):,} objects that rows name are missing or damaged in the object store, as "
@@ -124,6 +127,7 @@ def _restored_lines(restored: RestoredBackup) -> Iterator[str]:
         f"{restored.files:,} other files, {restored.size_bytes / _MIB:,.1f} MiB, {restored.seconds:,.1f} s"
     )
     for name, number in restored.erased.items():
-        yield f"erased again what was erased after it: {number:,} {name}"
+        done = "revoked again what was revoked" if name == "keys" else "erased again what was erased"
+        yield f"{done} after it: {number:,} {name}"
     yield from (Problem(note) for note in restored.notes)
     yield "start the workers, then run `ragllava doctor --deep`"

@@ -38,6 +38,7 @@ class Backups(Namespace):
     ) -> Verified:
         """Read a backup, the newest without a name, and compare every hash and number with its manifest.
 
+        A damaged file is moved below `damaged/`, so that the next backup writes it again if the system still has it.
         Raises UsageError when there is none, ObjectCorrupt for a damaged manifest.
         """
         return verify(self._vault(vault), name, on_progress)

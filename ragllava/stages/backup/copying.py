@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO
 
-from ragllava.errors import ObjectCorrupt, ObjectMissing
+from ragllava.errors import ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.stages.backup.manifest import OBJECTS, SavedObject, file_of
 from ragllava.stages.backup.vaults import Vault
 from ragllava.stores.backup.snapshot import NamedObjects
@@ -20,6 +20,7 @@ from ragllava.stores.objects import ObjectInfo, ObjectStore
 from ragllava.whole_files import file_sha256
 
 THREADS = 8
+_BETWEEN_CHECKS = 100  # files
 # Content is below sha256/, thumbnails are made again, and so are result files in other forms (results/kept.py).
 _FOLDERS = ("jobs/", "adapters/", "training/", "uploads/")
 _MADE_AGAIN = "/kept/"
@@ -60,7 +61,10 @@ class Copier:
                 there = {name.removeprefix(folder): size for name, size in self.vault.sizes(folder)}
                 wanted = list(group)
                 missing = [(sha256, size) for sha256, size in wanted if there.get(sha256) != size]
-                for (sha256, size), is_copied in zip(missing, threads.map(self._copy_content, missing), strict=True):
+                results = zip(missing, threads.map(self._copy_content, missing), strict=True)
+                for number, ((sha256, size), is_copied) in enumerate(results, start=1):
+                    if number % _BETWEEN_CHECKS == 0:
+                        self.check()
                     if is_copied:
                         copied.files += 1
                         copied.size_bytes += size
@@ -95,7 +99,7 @@ class Copier:
                     expected = named.keys.get(info.key)
                     copied.lost += [info.key] * (expected is not None and expected != result[0].sha256)
                 self.on_progress("files", done, len(listed))
-                if done % 100 == 0:
+                if done % _BETWEEN_CHECKS == 0:
                     self.check()
         return saved, copied
 
@@ -119,6 +123,46 @@ def is_named(info: ObjectInfo, named: NamedObjects) -> bool:
     """Whether a backup contains the object."""
     folder = "/".join(info.key.split("/", 2)[:2]) + "/"
     return info.key in named.keys or (folder in named.folders and _MADE_AGAIN not in info.key)
+
+
+@contextmanager
+def open_spool() -> Iterator[Spool]:
+    """An empty spool, whose files go with the block."""
+    with tempfile.TemporaryDirectory(prefix="ragllava-backup-") as folder:
+        yield Spool(Path(folder))
+
+
+class Spool:
+    """Files for a vault, in a folder of this machine, as a snapshot must not stay open while they are copied."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is empty."""
+        self._folder = folder
+        self._names: list[str] = []
+
+    def put(self, name: str, data: bytes) -> None:
+        """As Sink. Raises UsageError when the disk is full."""
+        file = self._file(len(self._names))
+        try:
+            file.write_bytes(data)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write the rows to {self._folder} ({error.strerror or error}): free some room there, or set "
+                "TMPDIR to another folder, and run the same command again"
+            ) from error
+        self._names.append(name)
+
+    def deliver(self, vault: Vault, check: Callable[[], None]) -> None:
+        """Copy all of them."""
+        with ThreadPoolExecutor(THREADS) as threads:
+            for _ in threads.map(lambda number: vault.put(self._names[number], self._file(number)), self._numbers()):
+                check()
+
+    def _numbers(self) -> range:
+        return range(len(self._names))
+
+    def _file(self, number: int) -> Path:
+        return self._folder / str(number)
 
 
 @contextmanager

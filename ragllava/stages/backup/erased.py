@@ -1,51 +1,100 @@
 """What was erased after a backup is erased again when that backup is restored.
 
 A backup holds what was erased later. The newest backup of the same database in the same vault says what that was: the
-images, jobs and archives that the restored one has and it has not. Ids are never given twice.
+images, jobs and archives that the restored one has and it has not. Ids are never given twice. In the same way keys of
+the HTTP API are revoked again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 from sqlalchemy import Connection, Engine, text
 
-from ragllava.errors import UsageError
+from ragllava.errors import RagllavaError, ServiceUnavailable, UsageError
 from ragllava.settings import Settings
-from ragllava.stages.backup.manifest import Manifest, list_names, read_manifest, read_pieces
+from ragllava.stages.backup.manifest import Manifest, SavedTable, list_names, read_manifest, read_pieces
 from ragllava.stages.backup.vaults import Vault
-from ragllava.stages.erasing.remove import Removal, Remover
+from ragllava.stages.erasing.remove import Remover
+from ragllava.stores.access.keys import revoke_all_but
 from ragllava.stores.backup.loading import lines, present_ids
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 
+_KEYS = "api_keys"
 _ACCOUNT = "restore"
 _PAGE = 500
 _SHOWN = 5
 
 
+def find_later(vault: Vault, restored: Manifest) -> tuple[Manifest | None, list[str]]:
+    """The newest backup of the same database after the restored one, of which everything can be read that
+    `erase_again` needs; None: there is none. Also sentences about the later ones that were passed over.
+
+    Raises ObjectMissing, ObjectCorrupt when the restored one itself cannot be read.
+    """
+    _read_lists(vault, restored)
+    notes: list[str] = []
+    later, is_of_another = None, False
+    for name in reversed(list_names(vault)):
+        if name <= restored.name:
+            break
+        try:
+            manifest = read_manifest(vault, name)
+            if manifest.identity == restored.identity:
+                _read_lists(vault, manifest)
+                later = manifest
+                break
+            is_of_another = True
+        except ServiceUnavailable:
+            raise
+        except RagllavaError as error:
+            notes.append(
+                f"the backup {name} does not say what was erased before it, so that may be there again: {error}"
+            )
+    if is_of_another:
+        notes.append(
+            f"what was erased after {(later or restored).name} is there again: the later backups are of another "
+            "database, so nothing says what it was; remove it again"
+        )
+    return later, notes
+
+
+def _read_lists(vault: Vault, manifest: Manifest) -> None:
+    """So that damage is known before anything is changed."""
+    for pieces in (*manifest.ids.values(), *(table.pieces for table in manifest.tables if table.part.table == _KEYS)):
+        for _ in read_pieces(vault, pieces):
+            pass
+
+
 def erase_again(
-    engine: Engine, settings: Settings, objects: ObjectStore, vault: Vault, restored: Manifest
+    engine: Engine, settings: Settings, objects: ObjectStore, vault: Vault, restored: Manifest, later: Manifest
 ) -> tuple[dict[str, int], list[str]]:
-    """Erase what a later backup does not have any more; returns how many archives, jobs and images that were, and
-    sentences about what could not be done."""
-    newest = read_manifest(vault, list_names(vault)[-1])
-    if newest.name == restored.name:
-        return {}, []
-    if newest.identity != restored.identity:
-        return {}, [
-            f"what was erased after {restored.name} is there again: the later backups are of another database, so "
-            "nothing says what it was; remove it again"
-        ]
+    """Erase what a later backup does not have any more, and revoke the keys; returns how many archives, jobs, images
+    and keys that were, and sentences about what could not be done."""
     remover = Remover(engine, settings, objects, _ACCOUNT)
-    again = _Again(engine, vault, restored, newest)
-    archives = again.each("archives", lambda ids: [remover.archive(name) for _, name in again.names(_ARCHIVES, ids)])
-    jobs = again.each("jobs", lambda ids: [remover.job(job_id) for job_id in ids], page=1)
-    images = again.each("images", lambda ids: again.remove_images(remover, ids))
-    counts = {"archives": archives, "jobs": jobs, "images": images}
+    again = _Again(engine, vault, restored, later)
+    counts = {"keys": 0}
+    for keys in (table for table in later.tables if table.part.table == _KEYS):
+        counts["keys"] = in_transaction(engine, revoke_all_but, _valid_keys(vault, keys))
+    counts |= {
+        "archives": again.each("archives", lambda ids: again.archives(remover, ids)),
+        "jobs": again.each("jobs", lambda ids: [([job_id], partial(remover.job, job_id)) for job_id in ids]),
+        "images": again.each("images", lambda ids: again.images(remover, ids)),
+    }
     return {name: number for name, number in counts.items() if number}, again.notes
 
+
+def _valid_keys(vault: Vault, keys: SavedTable) -> list[int]:
+    """The ids of the keys that are not revoked in a backup."""
+    id_at, revoked_at = (keys.part.columns.index(name) for name in ("id", "revoked_at"))
+    rows = (line.split(b"\t") for line in lines(read_pieces(vault, keys.pieces)))
+    return [int(row[id_at]) for row in rows if row[revoked_at] == b"\\N"]
+
+
+_Removal = tuple[list[int], Callable[[], object]]  # the ids that it removes, and what removes them
 
 _ARCHIVES = "SELECT id, name FROM archives WHERE id = ANY(:ids) ORDER BY id"
 _IMAGES = """
@@ -61,24 +110,25 @@ class _Again:
         self._older, self._newer = older, newer
         self.notes: list[str] = []
 
-    def each(self, table: str, remove: Callable[[list[int]], object], page: int = _PAGE) -> int:
-        """Remove the rows that the newer backup does not have, some at once; returns how many there were."""
+    def each(self, table: str, removals: Callable[[list[int]], list[_Removal]]) -> int:
+        """Remove the rows that the newer backup does not have; returns how many there were.
+
+        `removals` makes of ids what is removed together; one that is refused does not keep the others.
+        """
         removed = 0
         gone = self._gone(table)
-        while chunk := list(islice(gone, page)):
+        while page := list(islice(gone, _PAGE)):
             # An archive takes its images and jobs with it.
-            left = in_transaction(self._engine, present_ids, table, chunk)
-            if not left:
-                continue
-            try:
-                remove(left)
-                removed += len(left)
-            except UsageError as error:
-                shown = ", ".join(map(str, left[:_SHOWN]))
-                self.notes.append(f"erased after the backup, and not erased again: {table} {shown} ({error})")
+            for ids, remove in removals(in_transaction(self._engine, present_ids, table, page)):
+                try:
+                    remove()
+                    removed += len(ids)
+                except UsageError as error:
+                    shown = ", ".join(map(str, ids[:_SHOWN])) + (" and others" if len(ids) > _SHOWN else "")
+                    self.notes.append(f"erased after the backup, and not erased again: {table} {shown} ({error})")
         return removed
 
-    def names(self, query: str, ids: list[int]) -> list[tuple[int, str]]:
+    def _names(self, query: str, ids: list[int]) -> list[tuple[int, str]]:
         """Ids with the names of their archives."""
 
         def read(connection: Connection) -> list[tuple[int, str]]:
@@ -86,12 +136,16 @@ class _Again:
 
         return in_transaction(self._engine, read)
 
-    def remove_images(self, remover: Remover, ids: list[int]) -> list[Removal]:
-        """Remove images, those of each archive together."""
-        by_archive: dict[str, list[str]] = {}
-        for image_id, name in self.names(_IMAGES, ids):
-            by_archive.setdefault(name, []).append(str(image_id))
-        return [remover.pictures(name, images) for name, images in by_archive.items()]
+    def archives(self, remover: Remover, ids: list[int]) -> list[_Removal]:
+        """One by one."""
+        return [([archive_id], partial(remover.archive, name)) for archive_id, name in self._names(_ARCHIVES, ids)]
+
+    def images(self, remover: Remover, ids: list[int]) -> list[_Removal]:
+        """Those of each archive together."""
+        by_archive: dict[str, list[int]] = {}
+        for image_id, name in self._names(_IMAGES, ids):
+            by_archive.setdefault(name, []).append(image_id)
+        return [(each, partial(remover.pictures, name, list(map(str, each)))) for name, each in by_archive.items()]
 
     def _gone(self, table: str) -> Iterator[int]:
         """The ids that only the older backup has, ascending; both lists are."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from ragllava.errors import NotFound, ObjectCorrupt, UsageError
 from ragllava.json_records import from_json, to_json
-from ragllava.stages.backup.vaults import Readable, Vault
+from ragllava.stages.backup.vaults import Readable, Sink, Vault
 from ragllava.stores.backup.loading import lines
 from ragllava.stores.backup.snapshot import TablePart
 
@@ -126,7 +126,7 @@ def read_manifest(vault: Vault, name: str | None = None) -> Manifest:
         raise NotFound(f"{vault.address} has no backup {name!r}; it has {', '.join(names[-5:])}")
     chosen = name or names[-1]
     with vault.open(f"{MANIFESTS}{chosen}.json") as stream:
-        data = b"".join(_read(stream))
+        data = b"".join(pieces_of(stream))
     try:
         document: dict[str, Any] = json.loads(data)
         saved_format = int(document["backup"]["format"])
@@ -146,7 +146,14 @@ def _damaged(vault: Vault, name: str) -> ObjectCorrupt:
     return ObjectCorrupt(f"the manifest of the backup {name} in {vault.address} is damaged; choose another with --at")
 
 
-def write_lines(vault: Vault, written: Iterable[bytes], there: set[str]) -> tuple[Piece, ...]:
+def stored(vault: Vault) -> Iterator[tuple[str, int]]:
+    """The hash and the size of every file below OBJECTS, a 256th of them listed at a time."""
+    for number in range(256):
+        for name, size in vault.sizes(f"{OBJECTS}{number:02x}/"):
+            yield name.rpartition("/")[2], size
+
+
+def write_lines(sink: Sink, written: Iterable[bytes], there: set[str]) -> tuple[Piece, ...]:
     """Store lines in compressed pieces, but those that are `there`. Each line has its end."""
     pieces: list[Piece] = []
     buffer: list[bytes] = []
@@ -155,18 +162,18 @@ def write_lines(vault: Vault, written: Iterable[bytes], there: set[str]) -> tupl
         buffer.append(line)
         size += len(line)
         if size >= _PIECE_BYTES:
-            pieces.append(_write_piece(vault, buffer, there))
+            pieces.append(_write_piece(sink, buffer, there))
             buffer, size = [], 0
     if buffer:
-        pieces.append(_write_piece(vault, buffer, there))
+        pieces.append(_write_piece(sink, buffer, there))
     return tuple(pieces)
 
 
-def _write_piece(vault: Vault, buffer: list[bytes], there: set[str]) -> Piece:
+def _write_piece(sink: Sink, buffer: list[bytes], there: set[str]) -> Piece:
     data = gzip.compress(b"".join(buffer), _LEVEL, mtime=0)
     piece = Piece(hashlib.sha256(data).hexdigest(), len(data), len(buffer))
     if piece.sha256 not in there:
-        vault.put(file_of(piece.sha256), data)
+        sink.put(file_of(piece.sha256), data)
         there.add(piece.sha256)
     return piece
 
@@ -174,7 +181,7 @@ def _write_piece(vault: Vault, buffer: list[bytes], there: set[str]) -> Piece:
 def read_piece(vault: Vault, piece: Piece) -> bytes:
     """The lines of a piece. Raises ObjectMissing, ObjectCorrupt."""
     with vault.open(file_of(piece.sha256)) as stream:
-        data = b"".join(_read(stream))
+        data = b"".join(pieces_of(stream))
     if hashlib.sha256(data).hexdigest() != piece.sha256:
         raise ObjectCorrupt(f"{vault.address}/{file_of(piece.sha256)} is damaged: it does not have its hash")
     try:
@@ -224,6 +231,7 @@ def object_lines(objects: Iterable[SavedObject]) -> Iterator[bytes]:
         yield json.dumps([each.key, each.sha256, each.size_bytes, each.etag]).encode() + b"\n"
 
 
-def _read(stream: Readable) -> Iterator[bytes]:
+def pieces_of(stream: Readable) -> Iterator[bytes]:
+    """What is read from a file, of at most 1 MiB each."""
     while piece := stream.read(_READ_BYTES):
         yield piece

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import Conflict, ObjectCorrupt, ObjectMissing, SchemaMismatch
 from ragllava.settings import Settings
 from ragllava.stages.backup.copying import THREADS, OnProgress, hashed
-from ragllava.stages.backup.erased import erase_again
+from ragllava.stages.backup.erased import erase_again, find_later
 from ragllava.stages.backup.manifest import (
     Manifest,
     SavedContent,
@@ -33,8 +33,8 @@ from ragllava.stages.backup.vaults import Vault
 from ragllava.stages.webhooks.deliver import new_secret
 from ragllava.stores.archives.vectors import build_hnsw
 from ragllava.stores.backup import loading
-from ragllava.stores.backup.snapshot import TablePart
-from ragllava.stores.database import in_transaction, make_engine, outside_transaction
+from ragllava.stores.backup.snapshot import Origin, TablePart, origin_of
+from ragllava.stores.database import in_transaction, locked_outside, make_engine, outside_transaction
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import REVISION
 
@@ -47,8 +47,8 @@ _PAGE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A backup that was restored. `erased` counts what was erased after the backup and is erased again; `notes` are
-    sentences about what is left to do."""
+    """A backup that was restored. `erased` counts what was erased after the backup and is erased again, and keys that
+    were revoked; `notes` are sentences about what is left to do."""
 
     name: str
     made_at: str
@@ -75,24 +75,35 @@ class Restorer:
         Raises SchemaMismatch for one of a later version, Conflict when the system has data or its workers run,
         ObjectMissing and ObjectCorrupt for a backup that is not whole, ServiceUnavailable.
         """
-        import migrations
-
-        began = time.monotonic()
         manifest = read_manifest(self.vault, name)
         if manifest.revision > REVISION:
             raise SchemaMismatch(
                 f"the backup {manifest.name} has tables of revision {manifest.revision}, and this version of RagLLaVA "
                 f"knows {REVISION} at most; install the version that made it ({manifest.version}), or a later one"
             )
+        with (
+            _engine(self.settings.require_database_owner()) as engine,
+            locked_outside(engine, "restore", "restore", wait=False) as is_held,
+        ):
+            if not is_held:
+                raise Conflict("another restore into this system runs; wait for it")
+            return self._restore(engine, manifest)
+
+    def _restore(self, owner: Engine, manifest: Manifest) -> Restored:
+        """`owner` connects as the owner of the tables."""
+        import migrations
+
+        began = time.monotonic()
         objects = ObjectStore(self.settings)
+        later, notes = find_later(self.vault, manifest)
         url = self.settings.require_database_owner()
-        with _engine(url) as engine:
-            is_loaded = self._require_empty(engine, objects, manifest)
-            objects.put(_MARK, manifest.name.encode())
-            counts = self._copy_objects(objects, manifest)
-            if not is_loaded:
-                self._prepare_tables(url, manifest.revision)
-                in_transaction(engine, self._load, manifest)
+        is_loaded = self._require_empty(owner, objects, manifest)
+        objects.put(_MARK, manifest.name.encode())
+        counts = self._copy_objects(objects, manifest)
+        if not is_loaded:
+            in_transaction(owner, _require_unused)  # before tables are migrated
+            self._prepare_tables(url, manifest.revision)
+            in_transaction(owner, self._load, manifest)
         application_url = self.settings.require_database()
         migrations.upgrade(
             url,
@@ -103,7 +114,10 @@ class Restorer:
         with _engine(application_url) as engine:
             self._build_graphs(engine)
             renewed = in_transaction(engine, loading.renew_secrets, new_secret)
-            erased, notes = erase_again(engine, self.settings, objects, self.vault, manifest)
+            erased = dict[str, int]()
+            if later is not None:
+                erased, refused = erase_again(engine, self.settings, objects, self.vault, manifest, later)
+                notes += refused
         objects.delete(_MARK)
         notes += [f"the webhook to {url} has a new secret: make it again to get one" for url in renewed]
         if manifest.absent:
@@ -120,29 +134,24 @@ class Restorer:
 
     def _require_empty(self, engine: Engine, objects: ObjectStore, manifest: Manifest) -> bool:
         """Whether the rows are there already, of an interrupted restore of this backup."""
-        workers = in_transaction(engine, loading.live_workers)
-        if workers:
-            raise Conflict(
-                f"workers of this system run ({', '.join(workers[:3])}): stop them first, with `ragllava down` or as "
-                "they were started, wait a minute if they were killed, and try again"
-            )
-        table = in_transaction(engine, loading.filled_table)
         begun = _begun(objects)
-        if begun == manifest.name:
-            return table is not None
-        if begun is not None:
+        if begun is not None and begun != manifest.name:
             raise Conflict(f"a restore of the backup {begun} was interrupted here: finish it with `--at {begun}` first")
-        if table is not None:
-            raise Conflict(
-                f"this system is not empty: its table {table} has rows; restore into a new RAGLLAVA_HOME, or another "
-                "database and bucket"
-            )
+        if begun is not None:
+            origin = in_transaction(engine, origin_of)
+            if origin is not None and origin.name == manifest.name:
+                in_transaction(engine, _require_stopped)
+                return True
+        in_transaction(engine, _require_unused)
+        if begun is not None:
+            return False
         stored = next((info for folder in _FOLDERS for info in objects.list_objects(folder)), None)
         if stored is not None:
             raise Conflict(
                 f"the bucket {objects.bucket} is not empty: it has the object {stored.key}; set RAGLLAVA_S3_BUCKET to "
                 "another bucket, which need not exist yet"
             )
+        in_transaction(engine, loading.note_loaded, None)  # by an earlier restore of a backup without rows
         return False
 
     def _prepare_tables(self, url: str, revision: str) -> None:
@@ -163,7 +172,10 @@ class Restorer:
             self.on_progress("tables", numbers[part], len(pieces))
             return read_pieces(self.vault, pieces[part])
 
+        loading.lock_tables(connection)
+        _require_unused(connection)  # again: copying the objects may have taken hours
         loading.load(connection, list(pieces), rows_of, manifest.sequences)
+        loading.note_loaded(connection, Origin(manifest.name, manifest.identity))
 
     def _copy_objects(self, objects: ObjectStore, manifest: Manifest) -> dict[str, int]:
         """Copy what is not there yet; returns how many pictures and files the backup has, and their bytes."""
@@ -220,6 +232,26 @@ class Restorer:
         for number, index_id in enumerate(indexes, start=1):
             self.on_progress("graphs", number, len(indexes))
             build_hnsw(engine, index_id)
+
+
+def _require_stopped(connection: Connection) -> None:
+    workers = loading.live_workers(connection)
+    if workers:
+        raise Conflict(
+            f"workers of this system run ({', '.join(workers[:3])}): stop them first, with `ragllava down` or as "
+            "they were started, wait a minute if they were killed, and try again"
+        )
+
+
+def _require_unused(connection: Connection) -> None:
+    """No worker runs, and nobody's rows are there."""
+    _require_stopped(connection)
+    table = loading.filled_table(connection)
+    if table is not None:
+        raise Conflict(
+            f"this system is not empty: its table {table} has rows; restore into a new RAGLLAVA_HOME, or another "
+            "database and bucket"
+        )
 
 
 def _begun(objects: ObjectStore) -> str | None:

@@ -25,6 +25,14 @@ class Readable(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """What stores files by name."""
+
+    def put(self, name: str, data: bytes, /) -> None:
+        """Store a file whole; one of this name is replaced."""
+        ...
+
+
 class Vault(Protocol):
     """Files by name (`a/b/c`). Every method may raise ServiceUnavailable, or UsageError for a vault that cannot be
     used."""
@@ -45,6 +53,10 @@ class Vault(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file, if there is one."""
+        ...
+
+    def tidy(self) -> None:
+        """Remove what killed writers left; nobody else may write meanwhile."""
         ...
 
     def settle(self) -> None:
@@ -99,8 +111,8 @@ class FolderVault:
     def put(self, name: str, data: bytes | Path) -> None:
         """As Vault. A full disk, or a folder that cannot be written, is a UsageError."""
         path = self._root / name
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._writing():
+            self._make_folders(path.parent)
             with written_whole(path, 0o600) as part, part.open("wb") as copy:
                 if isinstance(data, bytes):
                     copy.write(data)
@@ -108,11 +120,24 @@ class FolderVault:
                     with data.open("rb") as stream:
                         while piece := stream.read(_READ_BYTES):
                             copy.write(piece)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UsageError(
                 f"cannot write to {self._root} ({error.strerror or error}): free some room or choose another folder, "
                 "and run the same command again; what is copied stays"
             ) from error
+
+    def _make_folders(self, folder: Path) -> None:
+        """A folder of the vault and those above it: Path.mkdir gives its mode to the last one only."""
+        if folder.is_dir():
+            return
+        if folder != self._root:
+            self._make_folders(folder.parent)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextmanager
     def open(self, name: str) -> Iterator[Readable]:
@@ -138,7 +163,14 @@ class FolderVault:
 
     def delete(self, name: str) -> None:
         """As Vault."""
-        (self._root / name).unlink(missing_ok=True)
+        with self._writing():
+            (self._root / name).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """As Vault."""
+        with self._writing():
+            for part in self._root.rglob(".*.part"):
+                part.unlink(missing_ok=True)
 
     def settle(self) -> None:
         """As Vault: once for all files, as it would take milliseconds for each of them."""
@@ -183,6 +215,9 @@ class BucketVault:
     def delete(self, name: str) -> None:
         """As Vault."""
         self._store.delete_external(self._bucket, f"{self._prefix}{name}")
+
+    def tidy(self) -> None:
+        """As Vault; a store shows no half object."""
 
     def settle(self) -> None:
         """As Vault; nothing is left to do."""

@@ -1,21 +1,27 @@
-"""Whether a backup is whole: every file is read, and its hash and its lines are compared with the manifest."""
+"""Whether a backup is whole: every file is read, and its hash and its lines are compared with the manifest.
+
+A damaged file is set aside, below DAMAGED: then the next backup writes it again, if the system still has its bytes.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
-from ragllava.errors import ObjectCorrupt, ObjectMissing
-from ragllava.stages.backup.copying import THREADS, OnProgress
+from ragllava.errors import ObjectCorrupt, ObjectMissing, UsageError
+from ragllava.stages.backup.copying import THREADS, OnProgress, hashed
 from ragllava.stages.backup.manifest import (
     Manifest,
     SavedContent,
     SavedObject,
     file_of,
+    pieces_of,
     read_manifest,
     read_piece,
     saved_content,
@@ -23,7 +29,7 @@ from ragllava.stages.backup.manifest import (
 )
 from ragllava.stages.backup.vaults import Vault
 
-_READ_BYTES = 2**20
+DAMAGED = "damaged/"
 _PAGE = 1_000
 
 
@@ -51,7 +57,7 @@ def verify(vault: Vault, name: str | None, on_progress: OnProgress) -> Verified:
     size_bytes = 0
     pieces = list(dict.fromkeys(manifest.pieces()))
     for done, piece in enumerate(pieces, start=1):
-        if (problem := _problem(partial(read_piece, vault, piece))) is not None:
+        if (problem := _problem(vault, piece.sha256, partial(read_piece, vault, piece))) is not None:
             problems.append(problem)
         size_bytes += piece.size_bytes
         on_progress("tables", done, len(pieces))
@@ -77,25 +83,42 @@ def _named(vault: Vault, manifest: Manifest) -> Iterator[SavedContent | SavedObj
     yield from saved_content(vault, manifest)
 
 
-def _problem(read: Callable[[], object]) -> str | None:
+def _problem(vault: Vault, sha256: str, read: Callable[[], object]) -> str | None:
     try:
         read()
-    except (ObjectMissing, ObjectCorrupt) as error:
-        return str(error)
+    except ObjectMissing as error:
+        return f"{error}; the next backup writes it again if the system still has it"
+    except ObjectCorrupt as error:
+        return f"{error}; {_set_aside(vault, sha256)}"
     return None
+
+
+def _set_aside(vault: Vault, sha256: str) -> str:
+    """Move a damaged file; returns what to know of it."""
+    name, aside = file_of(sha256), f"{DAMAGED}{sha256}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "copy"
+            with vault.open(name) as stream:
+                hashed(pieces_of(stream), copy)
+            vault.put(aside, copy)
+        vault.delete(name)
+    except (UsageError, OSError) as error:
+        return f"it could not be set aside ({error}), so remove it: later backups take it for whole"
+    return f"it is {aside} now, and the next backup writes it again if the system still has it"
 
 
 def _file_problem(vault: Vault, named: SavedContent | SavedObject) -> str | None:
     def read() -> None:
         digest, size = hashlib.sha256(), 0
         with vault.open(file_of(named.sha256)) as stream:
-            while data := stream.read(_READ_BYTES):
+            for data in pieces_of(stream):
                 digest.update(data)
                 size += len(data)
         if (digest.hexdigest(), size) != (named.sha256, named.size_bytes):
             raise ObjectCorrupt(f"{vault.address}/{file_of(named.sha256)} is damaged: it does not have its hash")
 
-    return _problem(read)
+    return _problem(vault, named.sha256, read)
 
 
 def _verified(

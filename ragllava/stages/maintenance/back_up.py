@@ -29,4 +29,5 @@ def back_up(context: ShardContext[Resources]) -> Report:
     )
     if made.absent:
         summary += f"; {counted(len(made.absent), 'object')} that rows name are missing in the object store"
+    summary += "".join(f"; {note}" for note in made.notes)
     return Report(summary, asdict(made) | {"absent": list(made.absent[:10])}, failed=bool(made.absent))

@@ -16,6 +16,7 @@ from ragllava.errors import NotFound
 from ragllava.json_records import from_json, to_json
 from ragllava.stores.access.tenancy import Scope
 from ragllava.stores.archives.archive import get_archive
+from ragllava.stores.database import equals_any
 from ragllava.stores.schema import api_keys, archives
 
 _MARK = "rgl_"  # by which scanners of secrets recognise a key
@@ -120,6 +121,12 @@ def revoke_key(connection: Connection, prefix: str) -> None:
     changed = connection.execute(update(api_keys).where(api_keys.c.prefix == prefix).values(revoked_at=revoked))
     if not changed.rowcount:
         raise NotFound(f"there is no key {prefix}; `ragllava keys list` shows all")
+
+
+def revoke_all_but(connection: Connection, valid: Sequence[int]) -> int:
+    """End all keys but those with these ids; returns how many were ended."""
+    ended = update(api_keys).where(api_keys.c.revoked_at.is_(None), ~equals_any(api_keys.c.id, valid))
+    return connection.execute(ended.values(revoked_at=func.now())).rowcount
 
 
 def find_principal(connection: Connection, key: str) -> Principal | None:

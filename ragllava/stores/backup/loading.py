@@ -10,15 +10,19 @@ from psycopg import sql
 from sqlalchemy import Connection, text
 
 from ragllava.stores.archives.indexes import create_partition
-from ragllava.stores.backup.snapshot import TablePart
+from ragllava.stores.backup.snapshot import Origin, TablePart
 from ragllava.stores.database import equals_any
 from ragllava.stores.schema import metadata, webhooks
 from ragllava.stores.sessions import session_of
 
-# A system that was only started has rows in these.
-_OF_STARTED = frozenset({"alembic_version", "workers", "ticks", "faults", "sign_ins", "sign_in_links"})
-# It also registers the models of its profile.
-_OF_USERS = {"model_versions": "adapter_sha256 IS NOT NULL", "promotions": "replaced_id IS NOT NULL"}
+# A system that was only started has rows in these; each mailing belongs to a notice.
+_OF_STARTED = frozenset({"alembic_version", "workers", "ticks", "faults", "sign_ins", "sign_in_links", "mailings"})
+# It also registers the models of its profile, and notices a disk that is low.
+_OF_USERS = {
+    "model_versions": "adapter_sha256 IS NOT NULL",
+    "promotions": "replaced_id IS NOT NULL",
+    "notices": "event <> 'disk_low'",
+}
 _TABLES = text("""
     SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
     AND NOT relispartition ORDER BY relname
@@ -45,6 +49,21 @@ def live_workers(connection: Connection) -> list[str]:
         return []
     seen = text("SELECT name FROM workers WHERE seen_at > now() - make_interval(secs => :age) ORDER BY name")
     return list(connection.scalars(seen, {"age": _SILENT_S}))
+
+
+def lock_tables(connection: Connection) -> None:
+    """Keep everybody else from all tables until the caller's transaction ends; `connection` belongs to their owner."""
+    connection.execute(text(f"LOCK TABLE {', '.join(connection.scalars(_TABLES).all())} IN ACCESS EXCLUSIVE MODE"))
+
+
+def note_loaded(connection: Connection, origin: Origin | None) -> None:
+    """Note in the caller's transaction which backup the rows come from; None: from none."""
+    if connection.scalar(text("SELECT to_regclass('alembic_version') IS NULL")):
+        return
+    driver = cast("psycopg.Connection[Any]", connection.connection.dbapi_connection)
+    noted = None if origin is None else f"{origin.name} {origin.identity}"
+    # A comment on the table itself states which programs can use the database.
+    driver.execute(sql.SQL("COMMENT ON COLUMN alembic_version.version_num IS {}").format(sql.Literal(noted)))
 
 
 def load(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
 
 import psycopg
@@ -44,6 +45,20 @@ class TablePart:
     columns: tuple[str, ...]
     index_id: int | None = None
     dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The backup that the rows of a database were restored from: its name, and the identity of its database."""
+
+    name: str
+    identity: str
+
+
+def origin_of(connection: Connection) -> Origin | None:
+    """Where the rows of this database come from; None: they were not restored."""
+    noted = connection.scalar(text("SELECT col_description(to_regclass('alembic_version'), 1)"))
+    return Origin(*str(noted).split(" ", 1)) if noted else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +164,14 @@ class Snapshot:
         rows."""
         query = text("SELECT sequencename, last_value FROM pg_sequences WHERE schemaname = 'public' AND last_value > 0")
         return {row.sequencename: row.last_value for row in self._connection.execute(query)}
+
+    def moment(self) -> datetime:
+        """When the snapshot was opened, by the clock of the server."""
+        return cast("datetime", self._connection.scalar(text("SELECT now()")))
+
+    def origin(self) -> Origin | None:
+        """As `origin_of`."""
+        return origin_of(self._connection)
 
     def revision(self) -> str:
         """The revision of the tables."""

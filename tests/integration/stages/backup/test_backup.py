@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,16 @@ from ragllava.errors import Conflict, NotFound, ObjectCorrupt, ObjectMissing, Sc
 from ragllava.records import TaskName
 from ragllava.settings import Settings
 from ragllava.stages.backup.backup import BackupMaker
-from ragllava.stages.backup.manifest import MANIFESTS, read_manifest, read_pieces, write_manifest
+from ragllava.stages.backup.manifest import (
+    MANIFESTS,
+    Piece,
+    file_of,
+    read_manifest,
+    read_pieces,
+    saved_content,
+    saved_objects,
+    write_manifest,
+)
 from ragllava.stages.backup.vaults import FolderVault, open_vault
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.maintenance.stage import submit_task
@@ -71,6 +81,18 @@ def restore(settings: Settings, folder: Path, name: str | None = None) -> Any:
         return client.backups.restore(str(folder), name)
 
 
+_KEY = "INSERT INTO api_keys (prefix, sha256, name, role) VALUES ('p', 's', 'n', 'read')"
+
+
+def execute(settings: Settings, statement: str) -> None:
+    """As the owner of the tables."""
+    engine = make_engine(settings.require_database_owner(), name="test")
+    try:
+        in_transaction(engine, lambda connection: connection.execute(text(statement)))
+    finally:
+        engine.dispose()
+
+
 def all_rows(settings: Settings) -> dict[str, list[bytes]]:
     """The rows of every table that a backup has, as COPY writes them."""
     engine = make_engine(settings.require_database(), name="test rows")
@@ -112,12 +134,27 @@ def test_what_is_restored_is_what_was_there_and_open_jobs_continue(
         assert secret.startswith("whsec_") and secret != "whsec_x"
         problems = [each.problem for each in client.system.inspect() if each.problem and each.name != "waiting work"]
         assert problems == []
+        client.backups.make(str(tmp_path))
+    with pytest.raises(Conflict, match="is of another database"):
+        make(shop, tmp_path)
     with open_workshop(empty, models) as other:
         other.run()
         first, second = (other.rows(job_id) for job_id in (2, 3))
         assert [row.answer for row in first] == [row.answer for row in shop.rows(2)]
         assert [(row.status, row.answer) for row in second] == [(row.status, row.answer) for row in first]
         assert other.submit(["Is it red?"]).job_id == 4, "ids go on where they were"
+
+
+def test_a_slow_vault_holds_no_lock_on_tables(shop: Workshop, tmp_path: Path) -> None:
+    alone = threading.Lock()
+
+    class Vault(FolderVault):
+        def put(self, name: str, data: bytes | Path) -> None:
+            with alone, shop.engine.begin() as connection:
+                connection.execute(text("LOCK TABLE embeddings IN ACCESS EXCLUSIVE MODE NOWAIT"))
+            super().put(name, data)
+
+    assert BackupMaker(shop.engine, shop.resources.objects, Vault(tmp_path)).make().pictures == 12
 
 
 def test_a_second_backup_copies_only_what_is_new_and_an_interrupted_one_is_no_backup(
@@ -148,10 +185,49 @@ def test_older_backups_are_removed_with_what_only_they_need(
     vault = FolderVault(tmp_path)
     write_manifest(vault, replace(read_manifest(vault), name="2020-01-01T00-00-00Z"))
     vault.put(f"objects/ab/{'ab' * 32}", b"of nobody")
+    file = tmp_path / MANIFESTS / f"{make(shop, tmp_path).name}.json"
+    whole = file.read_text()
+    file.write_text("{}")
+    careful = make(shop, tmp_path, keep=2)
+    assert careful.removed == () and "no older backup was removed" in careful.notes[0]
+    file.write_text(whole)
+    ahead = "2999-01-01T00-00-00.999Z"
+    write_manifest(vault, replace(read_manifest(vault), name=ahead))
     made = make(shop, tmp_path, keep=1)
-    assert "2020-01-01T00-00-00Z" in made.removed and not (tmp_path / f"objects/ab/{'ab' * 32}").exists()
+    assert (
+        made.name == "2999-01-01T00-00-01.000Z"
+        and {"2020-01-01T00-00-00Z", ahead} < {*made.removed}
+        and not (tmp_path / f"objects/ab/{'ab' * 32}").exists()
+    )
     with Client(shop.settings) as client:
         assert client.backups.list(str(tmp_path)) == [made.name]
+        assert client.backups.verify(str(tmp_path)).problems == ()
+
+
+def test_the_next_backup_mends_what_was_lost_or_damaged(shop: Workshop, tmp_path: Path) -> None:
+    made = make(shop, tmp_path)
+    vault = FolderVault(tmp_path)
+    manifest = read_manifest(vault)
+    blobs = next(table.pieces[0].sha256 for table in manifest.tables if table.part.table == "blobs")
+    content, other = next(saved_content(vault, manifest)).sha256, next(saved_objects(vault, manifest)).sha256
+    (tmp_path / file_of(blobs)).unlink()
+    (tmp_path / file_of(other)).unlink()
+    left = (tmp_path / file_of(other)).with_name(".x.0.part")
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+    data = (tmp_path / file_of(content)).read_bytes()
+    (tmp_path / file_of(content)).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # its size stays
+    make(shop, tmp_path)
+    assert not left.exists() and tmp_path.joinpath("objects").stat().st_mode & 0o777 == 0o700
+    with Client(shop.settings) as client:
+        [problem] = client.backups.verify(str(tmp_path), made.name).problems
+        assert content in problem and "set aside" not in problem and (tmp_path / "damaged" / content).exists()
+        make(shop, tmp_path)
+        assert client.backups.verify(str(tmp_path), made.name).problems == ()
+    for piece in manifest.objects:
+        (tmp_path / file_of(piece.sha256)).unlink()
+    make(shop, tmp_path)
+    with Client(shop.settings) as client:
         assert client.backups.verify(str(tmp_path)).problems == ()
 
 
@@ -216,8 +292,30 @@ def test_an_interrupted_restore_continues(shop: Workshop, empty: Settings, tmp_p
     write_manifest(FolderVault(tmp_path), other)
     with pytest.raises(Conflict, match="was interrupted here"):
         restore(empty, tmp_path, other.name)
+    execute(empty, _KEY)
+    with pytest.raises(Conflict, match="its table api_keys has rows"):
+        restore(empty, tmp_path, made.name)
+    execute(empty, "DELETE FROM api_keys")
+    execute(empty, "INSERT INTO notices (event, subject, facts) VALUES ('disk_low', 'h', '{}')")
     assert restore(empty, tmp_path, made.name).pictures == 12
     assert all_objects(empty) == all_objects(shop.settings)
+    assert all_rows(empty)["images None"] == all_rows(shop.settings)["images None"] != []
+
+
+def test_rows_that_come_while_objects_are_copied_stay(shop: Workshop, empty: Settings, tmp_path: Path) -> None:
+    make(shop, tmp_path)
+    refused: list[str] = []
+
+    def show(what: str, done: int, total: int) -> None:
+        if what == "pictures" and done == total and not refused:
+            with pytest.raises(Conflict, match="another restore into this system runs") as error:
+                restore(empty, tmp_path)
+            refused.append(str(error.value))
+            execute(empty, _KEY)
+
+    with Client(empty) as client, pytest.raises(Conflict, match="its table api_keys has rows"):
+        client.backups.restore(str(tmp_path), on_progress=show)
+    assert refused and len(all_rows(empty)["api_keys None"]) == 1
 
 
 def test_tables_of_an_earlier_version_are_migrated(
@@ -239,16 +337,24 @@ def test_what_was_erased_after_a_backup_is_erased_again(
 ) -> None:
     workshop.ingest_files(cards(postcards, 0, 4))
     workshop.ingest_files(cards(postcards, 4, 6), "other")
+    execute(workshop.settings, _KEY)
+    execute(workshop.settings, _KEY.replace("'p', 's'", "'valid', 't'"))
     made = make(workshop, tmp_path)
+    execute(workshop.settings, "UPDATE api_keys SET revoked_at = now() WHERE prefix = 'p'")
     remover = Remover(workshop.engine, workshop.settings, workshop.resources.objects, "test")
     [first, *others] = workshop.images().values()
     remover.pictures("postcards", [str(first.id)])
     remover.archive("other")
     vault = FolderVault(tmp_path)
-    make(workshop, tmp_path)
+    later = make(workshop, tmp_path)
+    newest = replace(read_manifest(vault), name=f"{later.name}~", ids={"images": (Piece("0" * 64, 1, 1),)})
+    write_manifest(vault, newest)
     restored = restore(empty, tmp_path, made.name)
-    assert restored.erased == {"archives": 1, "images": 1} and restored.notes == ()
+    assert restored.erased == {"archives": 1, "images": 1, "keys": 1}
+    [note] = restored.notes
+    assert f"the backup {newest.name} does not say what was erased" in note
     with Client(empty) as client:
+        assert [key.prefix for key in client.access.list_keys() if key.revoked_at is None] == ["valid"]
         assert client.archives.names() == ["postcards"]
         assert [each.problem for each in client.system.inspect() if each.problem] == []
     assert sorted(all_rows(empty)["images None"])[0].startswith(str(others[0].id).encode())
