@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from ragllava.errors import Conflict, ObjectCorrupt, ObjectMissing, RagllavaError, UsageError
 from ragllava.stages.backup.copying import Copied, Copier, OnProgress, Spool, content_list, open_spool
 from ragllava.stages.backup.manifest import (
+    DAMAGED,
     MANIFESTS,
     Manifest,
     Piece,
@@ -202,6 +203,9 @@ class BackupMaker:
             self.vault.delete(f"{MANIFESTS}{name}.json")
         for sha256 in [sha256 for sha256, _ in stored(self.vault) if sha256 not in needed]:
             self.vault.delete(file_of(sha256))
+        for name, _ in list(self.vault.sizes(DAMAGED)):  # what is erased must not stay there
+            if name.removeprefix(DAMAGED) not in needed:
+                self.vault.delete(name)
         return removed, ()
 
     def _needed(self, names: Sequence[str]) -> set[str]:

@@ -24,6 +24,7 @@ from ragllava.stores.backup.snapshot import TablePart
 FORMAT = 1  # of manifests; a later one is refused
 MANIFESTS = "backups/"
 OBJECTS = "objects/"
+DAMAGED = "damaged/"  # what was below OBJECTS and did not have its hash
 _PIECE_BYTES = 16 * 2**20  # of lines, before they are compressed
 _READ_BYTES = 2**20
 _LEVEL = 1  # of compression: the others take several times as long for a tenth less

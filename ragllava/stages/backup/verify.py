@@ -17,6 +17,7 @@ from pathlib import Path
 from ragllava.errors import ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.stages.backup.copying import THREADS, OnProgress, hashed
 from ragllava.stages.backup.manifest import (
+    DAMAGED,
     Manifest,
     SavedContent,
     SavedObject,
@@ -29,7 +30,6 @@ from ragllava.stages.backup.manifest import (
 )
 from ragllava.stages.backup.vaults import Vault
 
-DAMAGED = "damaged/"
 _PAGE = 1_000
 
 
