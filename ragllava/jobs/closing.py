@@ -71,7 +71,7 @@ def _close(connection: Connection, job: Row[Any], kind: Kind, counted: Reconcili
     # The last answer may come after the limit was noticed: then nothing has expired, and the limit is no error.
     is_in_time = job.state == JobState.EXPIRING and not counted.by_status.get("expired")
     reason = error if is_in_time else func.coalesce(jobs.c.error, error)
-    ended = {"state": state, "error": reason, "finished_at": func.now()}
+    ended: dict[str, Any] = {"state": state, "error": reason, "finished_at": func.now()}
     ended |= {"counts": counted.by_status, "timing": job.timing or _timing(connection, job)}
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(ended))
     totalling.note_job(connection, job, state, counted)

@@ -77,10 +77,10 @@ def candidates(number: int, **fields: object) -> list[Candidate]:
 
 def test_the_strongest_candidates_are_kept() -> None:
     planned = waves.waves_of(candidates(12), Depth.NEED)
-    kept, beyond = waves.cut(planned, 6)
+    kept, beyond, is_part = waves.cut(planned, 6)
     assert [[c.retrieval_rank for c in wave] for wave in kept] == [[0, 1, 2, 3], [4, 5]]
     assert [c.retrieval_rank for c in beyond] == list(range(6, 12))
-    assert waves.cut(planned, 100) == (planned, [])
+    assert is_part and waves.cut(planned, 100) == (planned, [], False)
 
 
 def test_a_sample_of_few_questions_tells_how_many_pictures_more_of_them_share() -> None:
