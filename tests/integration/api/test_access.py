@@ -66,6 +66,7 @@ def example_body(route: Route, place: Place) -> Any:
         "ingest_prefix": {"address": "s3://nowhere/"},
         "reindex_archive": {},
         "search_by_picture": {"image_url": "data:image/png;base64,AAAA"},
+        "estimate_job": {"archive": place.archive, "questions": ["What?"]},
         "submit_job": {"archive": place.archive, "questions": ["What?"]},
         "store_feedback": {"labels": [{"custom_id": "q", "verdict": "right"}]},
         "dismiss_noisy": {"job": int(place.paths["job_id"])},

@@ -37,7 +37,10 @@ def stored(connection: Connection) -> str:
 
 
 def test_a_bulk_shard_gives_way_to_a_request(desk: Desk) -> None:
-    assert kinds_beside("answer") == ["answer", "request"] and kinds_beside("request") == kinds_beside("ingest") == []
+    assert (
+        sorted(kinds_beside("answer")) == ["answer", "request"]
+        and kinds_beside("request") == kinds_beside("ingest") == []
+    )
     desk.questions_job(100, 10)
     bulk = desk.claim_next()
     with desk.engine.begin() as connection:

@@ -316,7 +316,7 @@ def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: p
         [job] = [job for job in control.list_jobs(connection) if job.kind == JobKind.TRAIN]
         assert job.name == "the winter's labels"
         control.cancel(connection, job.job_id)
-    monkeypatch.setattr("ragllava.cli.progress.wait_or_leave", lambda client, job_id, *_: client.jobs.get(job_id))
+    monkeypatch.setattr("ragllava.cli.progress.wait_with_bar", lambda client, job_id, *_: client.jobs.get(job_id))
     followed = called("--follow").stdout.splitlines()
     assert followed[0] == f"job {job.job_id + 1} queued; `ragllava jobs show {job.job_id + 1}` shows its progress"
     assert followed[1].startswith(f"job {job.job_id + 1} ")

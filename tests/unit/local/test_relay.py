@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ragllava.local.relay import Relay
 
 WAIT_S = 30.0
+
+
+def run_apart(work: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Run it in a thread of its own: tests with a browser leave a loop that runs in the main one."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(asyncio.wait_for(work(), WAIT_S))).result()
 
 
 @asynccontextmanager
@@ -46,7 +53,7 @@ def test_all_bytes_pass_both_ways_and_both_ends_end() -> None:
             await sending
             writer.close()
 
-    asyncio.run(asyncio.wait_for(work(), WAIT_S))
+    run_apart(work)
 
 
 async def _until_all_have_ended() -> None:
@@ -81,7 +88,7 @@ def test_the_longest_silent_connection_makes_room_and_silent_ones_reach_no_serve
                 writer.close()
             first.close()
 
-    asyncio.run(asyncio.wait_for(work(), WAIT_S))
+    run_apart(work)
 
 
 def test_without_the_server_the_connection_ends() -> None:
@@ -93,4 +100,4 @@ def test_without_the_server_the_connection_ends() -> None:
             writer.close()
             await _until_all_have_ended()
 
-    asyncio.run(asyncio.wait_for(work(), WAIT_S))
+    run_apart(work)

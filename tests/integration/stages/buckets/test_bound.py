@@ -16,7 +16,7 @@ from sqlalchemy import func, select, text, update
 
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
-from ragllava.stages.buckets import sync
+from ragllava.stages.buckets import observing, sync
 from ragllava.stages.buckets.sync import ProcessedEvents, ScanReport
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stores.archives import archive
@@ -401,7 +401,7 @@ def test_a_name_that_an_earlier_version_knew_nothing_of_is_tried_again(
     bucketful.bucket.put("in/a.heic.txt", b"A barn")
     bucketful.bucket.put("in/notes.md", b"no picture")
     with monkeypatch.context() as earlier:
-        earlier.setattr(sync, "kind_of", lambda binding, key: ObjectKind.OTHER)
+        earlier.setattr(observing, "kind_of", lambda binding, key: ObjectKind.OTHER)
         bucketful.scan()
     assert bucketful.captions() == {} and bucketful.ingest_jobs() == []
     bucketful.scan()

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event, func, select, text, update
 
 from ragllava.errors import ServiceUnavailable, SettingsError
 from ragllava.settings import Settings
-from ragllava.stages.buckets import apply_changes, inbox, sync
+from ragllava.stages.buckets import apply_changes, inbox, observing, sync
 from ragllava.stages.buckets.sync import ProcessedEvents
 from ragllava.stages.ingest.uris import MAX_URI
 from ragllava.stores.archives import archive
@@ -242,7 +242,7 @@ PICTURE_POISONS: dict[str, Callable[[Streets], None]] = {
     "a defect when it is observed": raising(RuntimeError("a defect")),
     "no memory when it is observed": raising(MemoryError()),
     "a defect when its job is made": defect_in(apply_changes, "create_ingest", ValueError("a defect")),
-    "a defect in its metadata": defect_in(sync, "kind_of", KeyError("a defect")),
+    "a defect in its metadata": defect_in(observing, "kind_of", KeyError("a defect")),
     "a full disk when captions are read": raising(OSError(28, "No space left on device")),
 }
 
@@ -299,7 +299,7 @@ INBOX_POISONS: dict[str, Callable[[Streets], None]] = {
     "keys of results over 1,024 bytes": long_result_key,
     "a number of 4,301 digits": long_number_in_a_question,
     "a defect when it is read": defect_in(inbox, "read_questions", RuntimeError("a defect")),
-    "a defect when it is submitted": defect_in(sync, "submit_question_file", RecursionError()),
+    "a defect when it is submitted": defect_in(observing, "submit_question_file", RecursionError()),
 }
 
 
