@@ -23,6 +23,7 @@ from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.objects import content_key, thumbnail_key
 from tests.integration.conftest import Postcards
 from tests.support.api_shop import Shop
+from tests.support.waiting import wait_for
 
 
 def picture(color: str, format: str = "PNG") -> bytes:
@@ -59,7 +60,6 @@ def test_an_archive_is_created_listed_renamed_and_removed(shop: Shop) -> None:
 
 def shop_is_done(shop: Shop, http: httpx.Client, removal_id: int) -> None:
     """Wait until the worker has finished a removal that the API has begun."""
-    from tests.support.waiting import wait_for
 
     def is_finished() -> bool:
         lines = {line["erasure_id"]: line for line in http.get("/v1/removals").json()["data"]}
@@ -354,7 +354,16 @@ def test_only_an_opened_part_of_a_bucket_is_bound(shop: Shop, postcards: Postcar
         assert made.status_code == 201, made.text
         assert shop.wait_for_job(http, made.json()["job"])["counts"] == {"done": 1}
         assert [row["address"] for row in http.get("/v1/archives/coins/bindings").json()["data"]] == ["s3://shared/in/"]
-        [row] = [row for row in http.get("/v1/archives/coins/pictures").json()["data"] if row["source"] == "sea.png"]
+        shown: list[dict[str, Any]] = []
+
+        def is_shown() -> bool:
+            """The job of the scan may end before that of the pictures."""
+            rows = http.get("/v1/archives/coins/pictures").json()["data"]
+            shown[:] = [row for row in rows if row["source"] == "sea.png"]
+            return bool(shown)
+
+        wait_for("the picture", is_shown, 60)
+        [row] = shown
         where = f"/v1/archives/coins/pictures/{row['image_id']}"
         refused = http.patch(where, json={"caption": "the sea", "expected": None})
         assert refused.status_code == 409 and "s3://shared/in/sea.png" in refused.json()["error"]["message"]

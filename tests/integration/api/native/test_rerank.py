@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 from sqlalchemy import func, select
 
+from ragllava.client import Client
 from ragllava.stores.schema import requests
 from tests.integration.conftest import Postcards
+from tests.support.api_server import serving
 from tests.support.api_shop import Shop
 from tests.support.postcard_gallery import CARDS
 
@@ -168,7 +170,13 @@ def test_a_stored_picture_of_another_archive_does_not_exist(shop: Shop, http: ht
 def test_without_a_worker_a_request_ends_with_504_and_is_cancelled(shop: Shop) -> None:
     shop.works.clear()
     try:
-        with shop.http("ask", "postcards") as http:
+        hurried = shop.workshop.settings.model_copy(update={"api_answer_timeout_s": 0.3})
+        headers = {"authorization": f"Bearer {shop.key('ask', 'postcards')}"}
+        with (
+            Client(hurried, name="hurried", for_tenants=True) as client,
+            serving(client) as url,
+            httpx.Client(base_url=url, headers=headers) as http,
+        ):
             answer = http.post("/rerank", json={"query": "red", "documents": ["a"]})
             assert answer.status_code == 504 and answer.headers["x-should-retry"] == "false"
             assert http.get("/v1/jobs", params={"kind": "request", "open": True}).json()["data"] == []
