@@ -79,6 +79,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool, **only: Any) -> None:
 def show_job(job_id: int, as_json: bool) -> None:
     """One job, with its shards that run, failed or are dead."""
     from ragllava.cli.progress import detail_lines, outcome_line
+    from ragllava.client.reporting import estimate_line
 
     with connected() as client:
         job = client.jobs.get(job_id)
@@ -91,7 +92,8 @@ def show_job(job_id: int, as_json: bool) -> None:
     ]
     facts = ("name", "file", "archive", "owner")
     named = [f"{name:<12} {getattr(job, name)}" for name in facts if getattr(job, name) is not None]
-    lines = [outcome_line(job), *detail_lines(job), *named, *times, *shards]
+    estimate = estimate_line(job)
+    lines = [outcome_line(job), *detail_lines(job), *([estimate] if estimate else []), *named, *times, *shards]
     print_result(job.as_json() | {"shards": troubles}, lines, as_json)
 
 

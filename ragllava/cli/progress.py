@@ -22,7 +22,7 @@ from rich.progress import (
 from ragllava.cli.options import print_json
 from ragllava.cli.terminal import echo, make_console
 from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView, is_success
-from ragllava.client.reporting import estimate_line, limit_lines, refresh_line
+from ragllava.client.reporting import limit_lines, refresh_line
 from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import KINDS, kind_of
 from ragllava.records import JobKind, ReindexStatus
@@ -176,7 +176,7 @@ def outbox_line(job: JobView) -> str | None:
 
 
 def detail_lines(job: JobView) -> Iterator[str]:
-    """What `ragllava jobs show` prints about a job beside its outcome; what only its kind has comes first."""
+    """What is printed about a job beside its outcome; what only its kind has comes first."""
     match job.detail:
         case TrainingView() as training:
             yield training_line(training)
@@ -189,7 +189,7 @@ def detail_lines(job: JobView) -> Iterator[str]:
             yield from (f"  {line}" for line in _as_lines(task.report or {}))
         case detail if detail is not None:
             yield from _as_lines(detail.as_json())
-    yield from filter(None, (pace_line(job), estimate_line(job), *limit_lines(job), outbox_line(job)))
+    yield from filter(None, (pace_line(job), *limit_lines(job), outbox_line(job)))
 
 
 def _as_lines(value: dict[str, Any]) -> Iterator[str]:

@@ -108,11 +108,10 @@ def limit_lines(job: JobView) -> Iterator[str]:
     """The limits of a job, and what they have cut."""
     if job.deadline_at is not None:
         yield f"deadline {job.deadline_at.astimezone():%Y-%m-%d %H:%M:%S %Z}"
-    if job.max_gpu_s is not None:
-        yield f"budget {job.max_gpu_s:g} GPU seconds"
     timing = job.timing or {}
-    if timing.get("busy_s"):
-        yield f"used {timing['busy_s']:.1f} GPU seconds"
+    if job.max_gpu_s is not None:
+        used = f", used {timing['busy_s']:.1f}" if "busy_s" in timing else ""
+        yield f"budget {job.max_gpu_s:g} GPU seconds{used}"
     if timing.get("cut_to") is not None:
         yield f"depth cut to {timing['cut_to']} candidates for some questions"
 
