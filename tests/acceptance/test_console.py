@@ -148,6 +148,7 @@ def test_by_mouse_from_a_folder_to_a_promoted_model(system: System, browser: Bro
     with visiting(browser, system.url) as visitor:
         page = visitor.page
         page.goto(system.call("console", "--url", system.url).strip())
+        page.get_by_role("button", name="Sign in").click()
         page.get_by_role("heading", name="Overview").wait_for()
         page.get_by_role("link", name="Archives").click()
         page.get_by_label("Name").fill("sheets")
