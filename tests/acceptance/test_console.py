@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
-FOLDERS = 26  # each with a sheet of each color
-QUESTIONS = 52  # two about each folder
+FOLDERS = 32  # each with a sheet of each color
+QUESTIONS = 64  # two about each folder
 QUICK: dict[str, Any] = {
     "low_confidence": 1.0,  # every answer is to be reviewed
     "held_out_share": 0.5,  # 20 questions of 52 decide
@@ -158,7 +158,7 @@ def test_by_mouse_from_a_folder_to_a_promoted_model(system: System, browser: Bro
         page.get_by_role("link", name="Review").click()
         review_by_mouse(page, 3)
         review_by_keys(page, QUESTIONS - 3)
-        page.get_by_role("link", name=re.compile("Train on 5. labels")).click()
+        page.get_by_role("link", name=re.compile("Train on 6. labels")).click()
         page.get_by_role("button", name="Start the training").click()
         watch_training(visitor)
         assert page.locator(".chip", has_text="promoted").is_visible()
