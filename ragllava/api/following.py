@@ -66,7 +66,7 @@ class Followers:
 
 
 class _Followed(StreamingResponse):
-    """Events of somebody who has joined the followers, and leaves them when it ends, also before the first event."""
+    """A stream of events that takes one of its caller's places, and frees it at the end, even if it never began."""
 
     media_type = EVENTS
 

@@ -139,8 +139,10 @@ def _services(settings: Settings) -> Iterator[Finding]:
 
 
 def _openness(reason: str | None) -> Iterator[Finding]:
-    """Whether other accounts of the machine can connect to the inner ports of SeaweedFS. Many systems allow no better,
-    so it is no problem."""
+    """Whether other accounts of the machine can connect to the inner ports of SeaweedFS.
+
+    Open ports are not reported as a problem: many systems do not allow to close them.
+    """
     if reason is not None:
         value = f"other accounts can connect to them: {reason}" if reason else "closed to other accounts"
         yield Finding("services", f"ports of {SeaweedService.title}", value)

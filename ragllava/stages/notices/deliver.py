@@ -137,7 +137,11 @@ def _is_permanent(refused: smtplib.SMTPException) -> bool:
 
 
 def _post(engine: Engine, settings: Settings, leased: Sequence[LeasedMailing]) -> int:
-    secret = settings.notify_secret.get_secret_value() if settings.notify_secret else ""
+    if settings.notify_secret is None:  # it was set when the rules made these
+        for mailing in leased:
+            _note_failed(engine, mailing, "RAGLLAVA_NOTIFY_SECRET is not set, so nothing can be signed", is_final=False)
+        return 0
+    secret = settings.notify_secret.get_secret_value()
     posts: list[WebhookPost] = []
     sent: list[LeasedMailing] = []
     for mailing in leased:

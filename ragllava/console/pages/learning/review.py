@@ -180,7 +180,7 @@ def undo_review(visit: Visit[NoQuery, TabForm]) -> Done | Response:
     return Done("Your last review is undone.", Which(archive=name, tab=form.tab).address(case=key))
 
 
-# Not counted: an open tab does it by itself.
+# Not counted as a request of the person: an open tab sends it every minute.
 @pages.post(f"{REVIEW}/renew", needs=AccessRole.REVIEW, body=TabForm, archive_in="body:archive", is_counted=False)
 def renew_leases(visit: Visit[NoQuery, TabForm]) -> Response:
     """Keep the cases that a tab has open; which of them it still has, as JSON."""

@@ -81,7 +81,7 @@ def list_jobs(visit: Visit[JobsQuery, NoBody]) -> Context:
 
 @pages.part(f"{JOBS}/list", needs=AccessRole.READ, query=JobsQuery, template="_jobs.html")
 def show_list(visit: Visit[JobsQuery, NoBody]) -> Context:
-    """The part of the list that changes by itself."""
+    """The part of the page that the browser renews: the table of jobs."""
     return _list_context(visit)
 
 

@@ -249,6 +249,11 @@ def test_a_webhook_is_signed(desk: Desk) -> None:
         receiver.statuses = [503]
         assert process(desk, **own) == 0
         make_due(desk)
+        assert process(desk, **own | {"notify_rules": "", "notify_secret": None}) == 0
+        assert (mailings(desk)[0].state, len(receiver.received)) == ("waiting", 1), (
+            "nothing is sent without a signature"
+        )
+        make_due(desk)
         assert process(desk, **own) == 1
         (first, _), (headers, body) = receiver.received
         check_signature(secret, headers, body)
