@@ -2,7 +2,7 @@
 
 The caption search corrects a word that the archive does not have, and finds the right caption in spite of it. Reranker
 and generator would still see another name than that of the caption, and call the image irrelevant. So a correction is
-passed on where it is sure (docs/retrieval.md, Misspelt names; candidates.py). The result keeps the question as it was asked, with a note.
+passed on where it is sure (candidates.py). The result keeps the question as it was asked, with a note.
 """
 
 from __future__ import annotations
