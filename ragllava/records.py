@@ -307,6 +307,14 @@ class Question:
     picture: str | None = None
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Spelling:
+    """A misspelt word of a question, and the word of a caption that is surely meant, both as words.py writes them."""
+
+    asked: str
+    meant: str
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An image that retrieval found for a question.
@@ -315,8 +323,8 @@ class Candidate:
     `retrieval_score` is the cosine of the image and of what found it: the text of the question, or its picture.
     `caption_rank` and `caption_score` (BM25) are None for one that was not found by words. `relevance` is P("Yes") of
     the reranker, in [0, 1], None for one that was not reranked; `evidence_no` is 0, 1, … for the kept ones in rank
-    order, None for the others. `shares` is not stored: for each thing that the question names, how well the caption
-    names it (stages/answer/candidates.py).
+    order, None for the others. Two fields are not stored (stages/answer/candidates.py): `shares`, for each thing that
+    the question names, how well the caption names it; and `spellings`, what the caption corrects in the question.
     """
 
     image: StoredImage
@@ -328,6 +336,7 @@ class Candidate:
     caption_rank: int | None = None
     caption_score: float | None = None
     shares: tuple[float, ...] = ()
+    spellings: tuple[Spelling, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,15 @@ def is_correctable(word: str) -> bool:
     return len(word) >= _SHORTEST_CORRECTED and word not in _QUESTION_WORDS and bool(variants(word))
 
 
+def is_slip(word: str, meant: str) -> bool:
+    """Whether the word is another one with one typing error in it, and not a form of it, such as its plural.
+
+    They begin and end with the same character, or have two adjacent ones exchanged.
+    """
+    ends_alike = word[-1:] == meant[-1:] or sorted(word) == sorted(meant)
+    return word[:1] == meant[:1] and ends_alike and distance(word, meant) == 1
+
+
 def distance(first: str, second: str) -> int:
     """How many inserted, missing, wrong or exchanged adjacent characters the words differ by (Damerau-Levenshtein)."""
     before: list[int] = []

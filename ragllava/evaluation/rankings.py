@@ -96,15 +96,19 @@ def retrieve(dataset: EvaluationSet, pool: Pool, bench: Workbench, retrieval: Re
 def rank_further(
     dataset: EvaluationSet, pool: Pool, bench: Workbench, ranked: Sequence[RankedQuestion]
 ) -> tuple[RankedQuestion, ...]:
-    """All hybrid candidates of questions whose nearest pictures are `ranked` already; only the others are reranked."""
+    """All hybrid candidates of questions whose nearest pictures are `ranked` already; only the others are reranked, or
+    all where a caption corrects the question."""
     options = replace(paper_options(bench), retrieval=Retrieval.HYBRID)
     tools = tools_for(dataset, pool, bench, options)
 
     def further(questions: Sequence[Question]) -> list[Answer]:
-        scores = [
-            {c.image.image_id: c.relevance for c in ranked[question.question_no].candidates} for question in questions
-        ]
         candidates = pipeline.retrieve(questions, tools)
+        scores = [
+            {c.image.image_id: c.relevance for c in ranked[question.question_no].candidates}
+            if not any(c.spellings for c in listed)
+            else {}
+            for question, listed in zip(questions, candidates, strict=True)
+        ]
         new = [
             [candidate for candidate in listed if candidate.image.image_id not in row]
             for listed, row in zip(candidates, scores, strict=True)

@@ -39,6 +39,7 @@ from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Depth, Question, Retrieval, StoredImage
 from ragllava.stages.answer import pipeline
 from ragllava.stages.answer.pipeline import RerankedQuestion
+from ragllava.stages.answer.reading import as_read
 from ragllava.stages.answer.tools import AnswerTools
 
 DEFAULT_NOISE = (0.2, 0.5)
@@ -121,20 +122,26 @@ class Answerer:
         self._questions = questions
         self._tools = tools
         self._progress = bench.progress
-        self._answers: dict[tuple[int, tuple[str, ...]], Answer] = {}
+        self._answers: dict[tuple[int, str, tuple[str, ...]], Answer] = {}
 
-    def answers(self, label: str, evidence: Sequence[Sequence[StoredImage]]) -> tuple[Answer, ...]:
-        """One answer for each question from its images in the order given; `no_evidence` without any."""
+    def answers(
+        self, label: str, evidence: Sequence[Sequence[StoredImage]], candidates: Sequence[Sequence[Candidate]] = ()
+    ) -> tuple[Answer, ...]:
+        """One answer for each question from its images in the order given; `no_evidence` without any.
+
+        Each question is read as its `candidates` spell it (stages/answer/reading.py); without these as it was asked.
+        """
+        read = list(map(as_read, self._questions, candidates)) if candidates else self._questions
         keys = [
-            (question.question_no, tuple(image.sha256 for image in images))
-            for question, images in zip(self._questions, evidence, strict=True)
+            (question.question_no, question.text, tuple(image.sha256 for image in images))
+            for question, images in zip(read, evidence, strict=True)
         ]
         asked = [number for number, key in enumerate(keys) if key not in self._answers]
         step = self._tools.settings.questions_per_step
         for start in range(0, len(asked), step):
             numbers = asked[start : start + step]
-            shown = {self._questions[number].question_no: evidence[number] for number in numbers}
-            batch = [self._questions[number] for number in numbers]
+            shown = {read[number].question_no: evidence[number] for number in numbers}
+            batch = [read[number] for number in numbers]
             results = pipeline.isolate_failures(batch, partial(self._answer, shown=shown))
             self._answers.update((keys[number], result) for number, result in zip(numbers, results, strict=True))
             self._progress(f"answer: {label}", start + len(numbers), len(asked))
@@ -211,7 +218,8 @@ def run_arms(
         if dataset.retrieval_only:
             return arm
         evidence = [question.evidence(arm.threshold or 0.0, dataset.top_n) for question in arm.ranked]
-        return replace(arm, answers=answerer(hide_captions, question_only).answers(arm.label, evidence))
+        candidates = [question.candidates for question in arm.ranked]
+        return replace(arm, answers=answerer(hide_captions, question_only).answers(arm.label, evidence, candidates))
 
     by_other_ways = [
         RunArm(RETRIEVAL_ROWS[retrieval], rankings[ranker], by_retrieval=True)

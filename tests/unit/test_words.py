@@ -13,6 +13,7 @@ from ragllava.words import (
     MAX_CHARACTERS,
     distance,
     is_correctable,
+    is_slip,
     may_be_misspelt,
     source_words,
     variants,
@@ -150,3 +151,22 @@ class TestMisspellings:
         assert may_be_misspelt("Where is undwik barn?") == {"undwik"}, "the capital of a sentence marks no name"
         assert may_be_misspelt("WHERE IS UNDWIK BARN IN 19322?") == {"undwik"}
         assert not any(map(is_correctable, ["barn", "19322", "color", "which", "東京タワー"]))
+
+    @pytest.mark.parametrize("word", ["undwikc", "unwdick", "undick", "undwwick", "undwack"])
+    def test_slips(self, word: str) -> None:
+        assert is_slip(word, "undwick")
+
+    @pytest.mark.parametrize(
+        ("word", "other"),
+        [
+            ("schiffe", "schiff"),
+            ("marie", "maria"),
+            ("austrian", "austria"),
+            ("nudwick", "undwick"),
+            ("undwick", "undwick"),
+            ("udwcick", "undwick"),
+        ],
+    )
+    def test_forms_of_a_word_and_other_words_are_no_slips(self, word: str, other: str) -> None:
+        assert not is_slip(word, other)
+        assert not is_slip(other, word)

@@ -1,14 +1,15 @@
 """Candidates, evidence and answers of one archive and one style of questions, by each way of retrieval.
 
 All candidates of the hybrid way are reranked once. The paper's way has a part of them, and depth by need reranks a part
-of them; both are derived from the same relevances, so the ways are compared question by question without noise.
+of them; both are derived from the same relevances, so the ways are compared question by question without noise. Only
+where a caption corrects the question, its nearest pictures are reranked once more for the paper's way, as it was asked.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from sqlalchemy import Engine
@@ -83,7 +84,8 @@ def measure(
     ranked, right = candidates, [dict[str, bool]() for _ in known]
     if answers:
         ranked = _rerank(questions, candidates, tools, progress)
-        right = _answer(questions, known, ranked, tools, Workbench(engine, settings, resources, progress))
+        nearest = _nearest(questions, ranked, tools, progress)
+        right = _answer(questions, known, ranked, nearest, tools, Workbench(engine, settings, resources, progress))
     outcomes = [
         _outcome(row, caption, scored, answered, tools)
         for row, caption, scored, answered in zip(known, by_caption, ranked, right, strict=True)
@@ -123,23 +125,36 @@ def _rerank(
     return [sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank) for row in ranked]
 
 
+def _nearest(
+    questions: Sequence[Question], ranked: Sequence[Sequence[Candidate]], tools: AnswerTools, progress: Progress
+) -> list[list[Candidate]]:
+    """The nearest pictures with the relevance that they have where no caption corrects the question."""
+    rows = [[replace(c, spellings=()) for c in row if c.origin is not Origin.CAPTION] for row in ranked]
+    corrected = [number for number, row in enumerate(ranked) if any(candidate.spellings for candidate in row)]
+    asked = [questions[number] for number in corrected], [rows[number] for number in corrected]
+    for number, row in zip(corrected, _rerank(*asked, tools, progress), strict=True):
+        rows[number] = row
+    return rows
+
+
 def _answer(
     questions: Sequence[Question],
     known: Sequence[KnownQuestion],
     ranked: Sequence[Sequence[Candidate]],
+    nearest: Sequence[Sequence[Candidate]],
     tools: AnswerTools,
     bench: Workbench,
 ) -> list[dict[str, bool]]:
     answerer = Answerer(questions, tools, bench)
     evidence = partial(_evidence, tools=tools)
     shown = {
-        PICTURE: [evidence([c for c in row if c.origin is not Origin.CAPTION]) for row in ranked],
-        HYBRID: [evidence(row) for row in ranked],
-        NEED: [evidence(by_need(row, tools)[0]) for row in ranked],
+        PICTURE: ([evidence(row) for row in nearest], nearest),
+        HYBRID: ([evidence(row) for row in ranked], ranked),
+        NEED: ([evidence(by_need(row, tools)[0]) for row in ranked], ranked),
     }
     right: list[dict[str, bool]] = [{} for _ in known]
-    for way, images in shown.items():
-        for row, answer, results in zip(known, answerer.answers(way, images), right, strict=True):
+    for way, (images, candidates) in shown.items():
+        for row, answer, results in zip(known, answerer.answers(way, images, candidates), right, strict=True):
             results[way] = answer.text is not None and exact_match(answer.text, row.answer)
     return right
 

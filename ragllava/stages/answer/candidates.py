@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragllava.errors import ImageRejected
-from ragllava.records import Origin, Question, Retrieval
+from ragllava.records import Origin, Question, Retrieval, Spelling
 from ragllava.stages.answer.splitting import MOST_BY_CAPTION
 from ragllava.stages.answer.tools import AnswerTools
 from ragllava.stores.archives import texts, vectors
@@ -29,6 +29,7 @@ from ragllava.stores.archives.filtering import FilterSql, compile_filter
 from ragllava.stores.archives.texts import ArchiveWords, AskedWords, WordHit
 from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
 from ragllava.stores.database import read_at_once
+from ragllava.words import is_slip
 
 if TYPE_CHECKING:
     from ragllava.models.retriever import Retriever
@@ -48,6 +49,7 @@ class CandidateHit:
 
     `shares` has one number for each thing that the question names: the score of the image by words as a share of the
     best one's, 0 if its caption does not make sure of it. Empty: captions make sure of nothing, or not of this image.
+    `spellings` are the misspelt words of the question that the best image of a thing corrects.
     """
 
     image_id: int
@@ -56,6 +58,15 @@ class CandidateHit:
     caption_rank: int | None = None
     caption_score: float | None = None
     shares: tuple[float, ...] = ()
+    spellings: tuple[Spelling, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Thing:
+    """The sure hits of something that a question names, best first; `spellings` are those of the best one."""
+
+    hits: Sequence[WordHit]
+    spellings: tuple[Spelling, ...]
 
 
 def find_candidates(questions: Sequence[Question], tools: AnswerTools) -> list[list[CandidateHit]]:
@@ -149,13 +160,13 @@ class _Search:
         engine, most = self.tools.engine, 2 * MOST_BY_CAPTION
         return read_at_once(engine, texts.strongest, self.index, words, most, queries, self.condition, known)
 
-    def _things(self, asked: Sequence[str], queries: Vectors) -> list[list[list[WordHit]]]:
-        """For each question the sure hits of each thing that it names, best first."""
+    def _things(self, asked: Sequence[str], queries: Vectors) -> list[list[_Thing]]:
+        """For each question the things that it names."""
         questions = [AskedWords.of(text) for text in asked]
         known = read_at_once(self.tools.engine, ArchiveWords.read, self.index.archive_id, questions)
         rare = max(FEWEST_RARE, int(RARE_SHARE * known.images))
         left = dict(enumerate(questions))
-        things: list[list[list[WordHit]]] = [[] for _ in asked]
+        things: list[list[_Thing]] = [[] for _ in asked]
         for _ in range(MOST_THINGS):
             # Without a rare word no hit is sure, and a search for common words takes long.
             left = {number: words for number, words in left.items() if (known.fewest(words) or rare + 1) <= rare}
@@ -164,12 +175,12 @@ class _Search:
             numbers = list(left)
             hits = self._strongest(list(left.values()), queries[numbers], known)
             for number, row in zip(numbers, hits, strict=True):
-                first = things[number][0][0].caption_score if things[number] else 0.0
+                first = things[number][0].hits[0].caption_score if things[number] else 0.0
                 sure = _sure(row, rare, least=ANOTHER_THING * first)
                 matched = {word.asked for hit in sure[:1] for word in hit.matched}
                 words = left.pop(number).without(matched)
                 if sure:
-                    things[number].append(sure)
+                    things[number].append(_Thing(sure, _spellings(sure[0], rare)))
                     left[number] = words
         return things
 
@@ -183,6 +194,17 @@ def _sure(hits: Sequence[WordHit], rare: int, least: float) -> list[WordHit]:
     return sure[:MOST_BY_CAPTION]
 
 
+def _spellings(hit: WordHit, rare: int) -> tuple[Spelling, ...]:
+    """The words that this image surely corrects. The archive has no other word that may be meant, and the image shares
+    another rare word with the question, misspelt or not: a name alone may be that of something else."""
+    corrected = (word for word in hit.matched if not word.rivals and is_slip(word.asked, word.word))
+    return tuple(
+        Spelling(word.asked, word.word)
+        for word in corrected
+        if any(other.asked != word.asked and other.images <= rare for other in hit.matched)
+    )
+
+
 def _appended(row: Sequence[CandidateHit], others: Sequence[CandidateHit]) -> list[CandidateHit]:
     """The candidates, then those of the others that are new."""
     hits = {hit.image_id: hit for hit in row}
@@ -191,9 +213,7 @@ def _appended(row: Sequence[CandidateHit], others: Sequence[CandidateHit]) -> li
     return list(hits.values())
 
 
-def _joined(
-    nearest: Sequence[Hit], things: Sequence[Sequence[WordHit]], origin: Origin = Origin.PICTURE
-) -> list[CandidateHit]:
+def _joined(nearest: Sequence[Hit], things: Sequence[_Thing], origin: Origin = Origin.PICTURE) -> list[CandidateHit]:
     """The nearest pictures in their order, then the other sure hits in theirs."""
     named = _named(things)
     rows = [CandidateHit(hit.image_id, hit.retrieval_score, origin) for hit in nearest]
@@ -206,26 +226,34 @@ def _joined(
     return [*rows, *named.values()]
 
 
-def _by_caption_alone(best: Sequence[WordHit], things: Sequence[Sequence[WordHit]]) -> list[CandidateHit]:
+def _by_caption_alone(best: Sequence[WordHit], things: Sequence[_Thing]) -> list[CandidateHit]:
     """The best by words, then the sure hits of further things."""
     named = _named(things)
-    ranked = {hit.image_id: _hit(hit, rank, ()) for rank, hit in enumerate(best)}
+    ranked = {hit.image_id: _hit(hit, rank) for rank, hit in enumerate(best)}
     later = [hit for image_id, hit in named.items() if image_id not in ranked]
-    rows = [replace(hit, shares=named[i].shares) if i in named else hit for i, hit in ranked.items()]
+    rows = [
+        replace(hit, shares=named[i].shares, spellings=named[i].spellings) if i in named else hit
+        for i, hit in ranked.items()
+    ]
     return rows + [replace(hit, caption_rank=len(rows) + number) for number, hit in enumerate(later)]
 
 
-def _named(things: Sequence[Sequence[WordHit]]) -> dict[int, CandidateHit]:
+def _named(things: Sequence[_Thing]) -> dict[int, CandidateHit]:
     """All sure hits by image, those of the first thing first."""
     shares: dict[int, list[float]] = defaultdict(lambda: [0.0] * len(things))
+    spellings: dict[int, tuple[Spelling, ...]] = defaultdict(tuple)
     hits: dict[int, WordHit] = {}
-    for number, sure in enumerate(things):
-        for hit in sure:
+    for number, thing in enumerate(things):
+        spellings[thing.hits[0].image_id] += thing.spellings
+        for hit in thing.hits:
             hits.setdefault(hit.image_id, hit)
-            shares[hit.image_id][number] = hit.caption_score / sure[0].caption_score
-    return {image_id: _hit(hit, rank, tuple(shares[image_id])) for rank, (image_id, hit) in enumerate(hits.items())}
+            shares[hit.image_id][number] = hit.caption_score / thing.hits[0].caption_score
+    return {
+        image_id: replace(_hit(hit, rank), shares=tuple(shares[image_id]), spellings=spellings[image_id])
+        for rank, (image_id, hit) in enumerate(hits.items())
+    }
 
 
-def _hit(hit: WordHit, rank: int, shares: tuple[float, ...]) -> CandidateHit:
+def _hit(hit: WordHit, rank: int) -> CandidateHit:
     cosine = hit.retrieval_score if hit.retrieval_score is not None else 0.0
-    return CandidateHit(hit.image_id, cosine, Origin.CAPTION, rank, hit.caption_score, shares)
+    return CandidateHit(hit.image_id, cosine, Origin.CAPTION, rank, hit.caption_score)

@@ -15,6 +15,7 @@ from ragllava.stages.answer import waves
 from ragllava.stages.answer.candidates import CandidateHit, find_candidates
 from ragllava.stages.answer.cautions import unfinished_ingest
 from ragllava.stages.answer.doubts import Evidence
+from ragllava.stages.answer.reading import as_read, reading_notes
 from ragllava.stages.answer.tools import CUT, AnswerTools, stamp_now
 from ragllava.stores.archives import archive
 from ragllava.stores.database import read_at_once
@@ -49,12 +50,13 @@ class RerankedQuestion:
     """The candidates of one question, best first, and notes for the user about how they were reranked.
 
     `cut_to`: so many were reranked, although more would have been without the limit of the job; None: as many as
-    needed.
+    needed. `text` is the question as the models read it (reading.py); None: as it was asked.
     """
 
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...]
     cut_to: int | None = None
+    text: str | None = None
 
     @property
     def evidence(self) -> list[Candidate]:
@@ -121,6 +123,7 @@ def retrieve(
                 caption_rank=hit.caption_rank,
                 caption_score=hit.caption_score,
                 shares=hit.shares,
+                spellings=hit.spellings,
             )
             for rank, hit in enumerate(row)
         ]
@@ -139,10 +142,11 @@ def rerank(
 
     `candidates` has those of each question; they are reranked in waves until those that were suffice (waves.py), and
     the others keep the relevance None. Of each question at most the `most` strongest are; where that takes a part of a
-    wave that was needed, the result says so. A candidate whose picture
-    cannot be read is left out, and a note says so. `pause` is called between groups of pairs; what it raises is passed
-    on.
+    wave that was needed, the result says so. A candidate whose picture cannot be read is left out, and a note says so;
+    another note tells which words are read as a caption spells them (reading.py). `pause` is called between groups of
+    pairs; what it raises is passed on.
     """
+    read = list(map(as_read, questions, candidates))
     scores: dict[RowAndImage, Relevance] = {}
     unreadable: dict[RowAndImage, str] = {}
     planned = {row: waves.waves_of(of_question, tools.options.depth) for row, of_question in enumerate(candidates)}
@@ -154,7 +158,7 @@ def rerank(
         ends_early |= {row} if is_part else set()
     while planned := {row: left for row, left in planned.items() if left}:
         pairs = [(row, candidate) for row, left in planned.items() for candidate in left[0]]
-        _score(questions, pairs, scores, unreadable, tools, pause)
+        _score(read, pairs, scores, unreadable, tools, pause)
         open_rows = {
             row: left[1:]
             for row, left in planned.items()
@@ -164,7 +168,15 @@ def rerank(
         cut |= {row for row, left in open_rows.items() if not left}
         planned = open_rows
     ranked = [_ranked(row, of_question, scores, unreadable, tools) for row, of_question in enumerate(candidates)]
-    return [replace(result, cut_to=most) if row in cut else result for row, result in enumerate(ranked)]
+    return [
+        replace(
+            result,
+            text=read[row].text,
+            notes=(*reading_notes(questions[row], candidates[row]), *result.notes),
+            cut_to=most if row in cut else None,
+        )
+        for row, result in enumerate(ranked)
+    ]
 
 
 def _is_done(
@@ -293,7 +305,7 @@ def generate(
         return texts
     requests = [
         AnswerRequest(
-            questions[number].text,
+            reranked[number].text or questions[number].text,
             tuple(candidate.image.caption for candidate in reranked[number].evidence),
             tuple(_picture(pictures, candidate) for candidate in reranked[number].evidence),
         )

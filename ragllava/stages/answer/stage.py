@@ -160,7 +160,7 @@ def answer_steps(
         step = rows[start : start + settings.questions_per_step]
         results = _answer_each(step, tools)
         pause()
-        yield results, find_noisy([question for question, _ in step], results, limits, again)
+        yield results, find_noisy([_as_read(*row) for row in step], results, limits, again)
     took_s = time.monotonic() - started - (pause.seconds - urgent_s)
     _learn(tools, took_s, [row for row in reranked if isinstance(row, RerankedQuestion)], most)
 
@@ -179,6 +179,11 @@ def _evidence_key(reranked: RerankedQuestion | Answer) -> tuple[int, tuple[int, 
     with the same images, so that it reads them once."""
     evidence = reranked.evidence if isinstance(reranked, RerankedQuestion) else []
     return len(evidence), tuple(candidate.image.image_id for candidate in evidence)
+
+
+def _as_read(question: Question, reranked: RerankedQuestion | Answer) -> Question:
+    text = reranked.text if isinstance(reranked, RerankedQuestion) else None
+    return replace(question, text=text) if text else question
 
 
 def _answer_each(rows: Sequence[tuple[Question, RerankedQuestion | Answer]], tools: AnswerTools) -> list[Answer]:

@@ -50,12 +50,14 @@ _LONG_WORD = 9  # characters; differs from what is meant by up to two
 class MatchedWord:
     """A word of an archive that a question and an image share. `images` says how many images of the archive have it.
 
-    `asked` is the word of the question, another one than `word` if it was corrected.
+    `asked` is the word of the question, another one than `word` if it was corrected; then `rivals` says how many other
+    words of the archive may be meant as well.
     """
 
     word: str
     images: int
     asked: str
+    rivals: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ class ArchiveWords:
                 terms[word] = _Term(word, number, word, self._idf(number))
         for word in asked.words:
             for correction, number in self._meant_by(asked, word).items():
-                terms.setdefault(correction, _Term(correction, number, word, CORRECTED * self._idf(number)))
+                weight, rivals = CORRECTED * self._idf(number), len(self._meant_by(asked, word)) - 1
+                terms.setdefault(correction, _Term(correction, number, word, weight, rivals))
         return sorted(terms.values(), key=lambda term: (-term.weight, term.word))[:_TERMS]
 
     def _meant_by(self, asked: AskedWords, word: str) -> Mapping[str, int]:
@@ -144,6 +147,7 @@ class _Term:
     images: int
     asked: str
     weight: float
+    rivals: int = 0  # of a corrected word: others that may be meant
 
 
 def search(
@@ -314,7 +318,7 @@ def _score(
     hits: dict[int, list[WordHit]] = {number: [] for number in numbers}
     for row in connection.exec_driver_sql(statement, parameters):
         matched = (terms[row.number][place - 1] for place in row.matched)
-        words = sorted((MatchedWord(term.word, term.images, term.asked) for term in matched), key=_rarity)
+        words = sorted((MatchedWord(term.word, term.images, term.asked, term.rivals) for term in matched), key=_rarity)
         hits[row.number].append(WordHit(row.image_id, row.score, row.cosine, tuple(words)))
     return hits
 

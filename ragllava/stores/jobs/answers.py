@@ -163,8 +163,9 @@ def load_candidates(connection: Connection, runs: Iterable[RunKey]) -> dict[RunK
 
 
 def candidates_digest(candidates: Sequence[Candidate]) -> str:
-    """The hash (hex) of a reranker's input in any order: the images and their captions."""
-    shown = sorted([row.image.image_id, row.image.sha256, row.image.caption] for row in candidates)
+    """The hash (hex) of a reranker's input in any order: the images, their captions, and what they correct."""
+    shown: list[Any] = sorted([row.image.image_id, row.image.sha256, row.image.caption] for row in candidates)
+    shown += sorted([spelling.asked, spelling.meant] for row in candidates for spelling in row.spellings)
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 

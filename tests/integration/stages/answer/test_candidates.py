@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from ragllava.records import AnswerOptions, Origin, Question, Retrieval
+from ragllava.records import AnswerOptions, Origin, Question, Retrieval, Spelling
 from ragllava.settings import Settings
 from ragllava.stages.answer.candidates import SURE_SHARE, CandidateHit, find_candidates
 from ragllava.stages.answer.splitting import MOST_BY_CAPTION
@@ -220,6 +220,61 @@ def test_left_over_words_that_say_little_are_no_second_name(archive_of: Callable
     asked = archive_of("Undwick Barn, Upper Holshire, Great Marsh", "Fair", *fillers(30))
     [hits] = asked.find("Was the fair at the Undwick Barn in Upper Holshire in Great Marsh?")
     assert {hit.image_id: hit.shares for hit in hits if hit.shares} == {asked.ids[0]: (1.0,)}
+
+
+# Misspelt names
+
+
+def spellings(hits: Sequence[CandidateHit]) -> dict[int, tuple[Spelling, ...]]:
+    return {hit.image_id: hit.spellings for hit in hits if hit.spellings}
+
+
+@pytest.mark.parametrize("retrieval", [Retrieval.HYBRID, Retrieval.CAPTION])
+def test_a_misspelt_name_is_surely_another_one_beside_a_rare_word(
+    archive_of: Callable[..., Asked], retrieval: Retrieval
+) -> None:
+    asked = archive_of(*fillers(30), "Undwick Barn, Upper Holshire, 1968", "Undwick Fair")
+    once, twice = asked.find(
+        "Where is the Undwikc Barn in Upper Holshire?", "Where is Undwikc, Holshrie?", retrieval=retrieval
+    )
+    name, city = Spelling("undwikc", "undwick"), Spelling("holshrie", "holshire")
+    assert spellings(once) == {asked.ids[30]: (name,)}
+    assert {image_id: {*found} for image_id, found in spellings(twice).items()} == {asked.ids[30]: {name, city}}
+
+
+def test_each_of_two_names_is_corrected_by_its_own_caption(archive_of: Callable[..., Asked]) -> None:
+    asked = archive_of(*fillers(30), "Undwick Barn, Upper Holshire", "Havville Tower, Elcrest")
+    [hits] = asked.find("Is the Undwikc Barn in Holshire older than the Havvilel Tower in Elcrest?")
+    assert spellings(hits) == {
+        asked.ids[30]: (Spelling("undwikc", "undwick"),),
+        asked.ids[31]: (Spelling("havvilel", "havville"),),
+    }
+
+
+@pytest.mark.parametrize(
+    ("question", "captions"),
+    [
+        ("Where is the Undwikc?", ["Undwick Barn"]),
+        ("Where is the Undwikc Mill?", ["Undwick Mill", *["Mill"] * 20]),
+        ("Where is the Undwikc Barn in Holshire?", ["Undwick Barn, Holshire", "Undwiks"]),
+        ("Where is the Undwikc Barn in Holshire?", ["Undwick Barn, Holshire", "Undwikc"]),
+        ("Where is the Schiffe in Holshire?", ["Schiff, Holshire"]),
+    ],
+    ids=["a name alone", "a common word beside it", "two words may be meant", "a word of its own", "another form"],
+)
+def test_a_word_that_may_be_meant_otherwise_stays(
+    archive_of: Callable[..., Asked], question: str, captions: list[str]
+) -> None:
+    asked = archive_of(*captions, *fillers(30))
+    [hits] = asked.find(question)
+    assert asked.ids[0] in {hit.image_id for hit in hits if hit.shares}, "it is found all the same"
+    assert spellings(hits) == {}
+
+
+def test_the_nearest_pictures_alone_correct_nothing(archive_of: Callable[..., Asked]) -> None:
+    asked = archive_of("Undwick Barn, Upper Holshire, 1968")
+    [hits] = asked.find("Where is the Undwikc Barn in Upper Holshire?", retrieval=Retrieval.PICTURE)
+    assert ids_of(hits) == asked.ids and spellings(hits) == {}
 
 
 # By captions alone

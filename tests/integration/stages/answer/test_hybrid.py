@@ -196,6 +196,44 @@ def test_captions_that_say_nothing_change_no_answer(
         assert len(after.candidates) == TOP_K
 
 
+# Misspelt names
+
+
+class NotingAnswers:
+    """The real generator, which notes the questions that it is asked."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+        self.version = generator.version
+        self.questions: list[str] = []
+
+    def answer(self, requests: Sequence[AnswerRequest], **options: Any) -> Any:
+        self.questions += [request.question for request in requests]
+        return self._generator.answer(requests, **options)
+
+
+def test_a_surely_misspelt_name_is_read_as_its_caption_spells_it(whole_gallery: Workshop, postcards: Postcards) -> None:
+    card = postcards.archive.postcards[3].landmark
+    name, city = card.entity.name, card.entity.city
+    right = f"In what year was the {card.title} in {city} pictured?"
+    wrong_name = name[:2] + name[2] + name[2:]
+    wrong = right.replace(name, wrong_name)
+    reranker = Counting(whole_gallery.resources.models.reranker)
+    generator = NotingAnswers(whole_gallery.resources.models.generator)
+    noting = whole_gallery.with_models(reranker=reranker, generator=generator)
+    [row, as_written] = noting.ask([wrong, right], top_k=TOP_K)
+    assert (row.question, row.answer) == (wrong, str(card.entity.year))
+    assert row.note == f'"{wrong_name}", which the archive does not have, was read as "{name}"'
+    assert [c.relevance for c in row.evidence] == pytest.approx([c.relevance for c in as_written.evidence], abs=1e-5)
+    assert as_written.note is None
+    assert {question for question, _ in reranker.pairs} == {*generator.questions} == {right}
+
+    reranker.pairs.clear()
+    [by_picture] = noting.ask([wrong], top_k=TOP_K, retrieval=Retrieval.PICTURE)
+    assert {question for question, _ in reranker.pairs} == {wrong}
+    assert wrong_name not in (by_picture.note or "")
+
+
 # The paper's set-up
 
 
