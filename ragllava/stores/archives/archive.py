@@ -5,9 +5,10 @@ Every function works in the caller's transaction. Rows are locked in the order o
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -21,6 +22,7 @@ from ragllava.json_records import to_json
 from ragllava.metadata import Metadata, all_metadata, clean_caption
 from ragllava.records import FileOutcome, FileStatus, PageCaption, SourceFile, StoredImage
 from ragllava.stores.archives import blobs, vectors, word_index
+from ragllava.stores.archives.rejections import RejectionClass, class_of, count_rejections
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import copy_rows, equals_any, given, record, records
 from ragllava.stores.objects import content_key
@@ -166,6 +168,11 @@ def create_archive(connection: Connection, name: str) -> bool:
         return False
     created = insert(archives).values(name=name, words_version=WORDS_VERSION)
     return connection.scalar(created.on_conflict_do_nothing().returning(archives.c.id)) is not None
+
+
+def note_gaps(connection: Connection, archive_id: int, numbers: Mapping[str, int]) -> None:
+    """Keep how many images of an archive have no vector, by reason; the metrics show the sum over all archives."""
+    connection.execute(update(archives).where(archives.c.id == archive_id).values(gaps=dict(numbers)))
 
 
 def check_name(name: str) -> None:
@@ -458,8 +465,12 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
     A file that the listing rejected has its outcome at once. Bytes of a name that are not text are written as escapes;
     the file is read by its uri.
     """
-    rows = (
-        (
+    rejected: Counter[RejectionClass] = Counter()
+
+    def row(number: int, file: SourceFile) -> tuple[object, ...]:
+        if file.rejected is not None:
+            rejected[class_of(file.rejected)] += 1
+        return (
             job_id,
             number,
             _storable(file.source),
@@ -470,10 +481,11 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
             FileStatus.REJECTED.value if file.rejected is not None else None,
             _storable(file.rejected) if file.rejected is not None else None,
         )
-        for number, file in enumerate(sources)
-    )
+
     columns = ("job_id", "file_no", "source", "uri", "caption", "metadata", "pages", "status", "reason")
-    return copy_rows(connection, file_table, columns, rows)
+    count = copy_rows(connection, file_table, columns, itertools.starmap(row, enumerate(sources)))
+    count_rejections(connection, rejected)
+    return count
 
 
 def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[PendingFile]:
@@ -487,7 +499,7 @@ def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[Pe
 
 
 def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOutcome]) -> int:
-    """Write outcomes of files; returns how many were new. A file keeps its first outcome."""
+    """Write outcomes of files; returns how many were new. A file keeps its first outcome. Rejections are counted."""
     files = file_table.c
     if not outcomes:
         return 0
@@ -497,7 +509,10 @@ def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOut
     new = given(rows, files.file_no, files.status, files.reason, files.image_id).c
     statement = update(file_table).where(*near, files.file_no == new.file_no, files.status.is_(None))
     values = {"status": new.status, "reason": new.reason, "image_id": new.image_id}
-    return connection.execute(statement.values(values)).rowcount
+    written = connection.execute(statement.values(values).returning(files.status, files.reason)).all()
+    rejected = (row for row in written if row.status == FileStatus.REJECTED)
+    count_rejections(connection, Counter(class_of(row.reason or "") for row in rejected))
+    return len(written)
 
 
 def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
