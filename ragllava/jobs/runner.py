@@ -258,10 +258,10 @@ def _heartbeat(engine: Engine, lease: Lease, settings: Settings) -> Iterator[_Pu
 
     def look_at_limits() -> float:
         """Stop the job if it has reached a limit; returns after how many seconds it may reach one."""
-        room = read_at_once(engine, deadlines.room_of, lease.job_id)
-        if room.is_over and in_transaction(engine, deadlines.expire_if_due, lease.job_id):
+        remaining = read_at_once(engine, deadlines.remaining_of, lease.job_id)
+        if remaining.is_over and in_transaction(engine, deadlines.expire_if_due, lease.job_id):
             look()
-        return max(_SHORTEST_LOOK_S, room.next_look_s)
+        return max(_SHORTEST_LOOK_S, remaining.next_look_s)
 
     def run() -> None:
         next_beat = time.monotonic() + settings.heartbeat_s
