@@ -44,7 +44,7 @@ class Lease:
     """The right to work on inputs [lo, hi) of a job until the lease runs out or the epoch grows.
 
     `archive_id` is 0, which no archive has, for a maintenance task that concerns all archives. `is_limited`: its job
-    has a deadline or a budget.
+    has a deadline or a budget. `trace` is where its job was asked for (ragllava/tracing.py).
     """
 
     shard_id: int
@@ -59,6 +59,7 @@ class Lease:
     worker: str
     is_planned: bool = False
     is_limited: bool = False
+    trace: str | None = None
 
 
 def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) -> Lease | None:
@@ -95,6 +96,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             jobs.c.kind,
             func.coalesce(jobs.c.archive_id, 0).label("archive_id"),
             jobs.c.spec,
+            jobs.c.trace,
             or_(jobs.c.deadline_at.is_not(None), jobs.c.max_gpu_s.is_not(None)).label("is_limited"),
         )
     ).one_or_none()

@@ -13,6 +13,7 @@ from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from ragllava import tracing
 from ragllava.errors import DeviceLost, JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.jobs import control, deadlines, dispatch, ending, queue
 from ragllava.jobs.kinds import kind_of
@@ -114,7 +115,8 @@ def _run_lease(lease: Lease, settings: Settings, engine: Engine, resources: obje
         run_urgent = _UrgentShards(lease, settings, engine, resources, pulse)
         try:
             context = ShardContext(lease, settings, engine, resources, pulse.stop, run_urgent=run_urgent)
-            kind_of(lease.kind).load_stage()(context)
+            with tracing.continued(lease.trace, f"{lease.kind} shard", job=lease.job_id, shard=lease.shard_id):
+                kind_of(lease.kind).load_stage()(context)
             with pulse.busy.report() as busy_s:
                 in_transaction(engine, queue.finish, lease, busy_s)
         except Exception as error:
