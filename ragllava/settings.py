@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         default=None,
         description="Folder of files that each hold one setting and are named as its variable, such as "
         "`RAGLLAVA_DATABASE_URL`: so passwords need not be variables. A variable wins over its file. It is set by its "
-        "own variable alone.",
+        "own variable alone, as an absolute path.",
     )
     log_format: Literal["text", "json"] = Field(
         default="text",
@@ -733,7 +733,9 @@ def _settings_in_folder(folder: str | Path | None) -> tuple[Path | None, set[str
     and for a file that is named as no setting."""
     if folder is None:
         return None, set()
-    path = Path(folder).expanduser().absolute()
+    path = Path(folder).expanduser()
+    if not path.is_absolute():  # the workers run in a folder of their own
+        raise SettingsError(f"RAGLLAVA_SETTINGS_DIR: {path} is not an absolute path; begin it with /")
     try:
         files = [each.name for each in path.iterdir() if each.is_file()]
     except OSError as error:

@@ -83,6 +83,8 @@ def test_files_of_a_folder_come_between_variables_and_the_file_of_the_home(
     assert "RAGLLAVA_HOME cannot be a file there; set the variable" in mistake()
     monkeypatch.setenv("RAGLLAVA_SETTINGS_DIR", str(folder / "nothing"))
     assert mistake().startswith("RAGLLAVA_SETTINGS_DIR: ") and "cannot be read" in mistake()
+    monkeypatch.setenv("RAGLLAVA_SETTINGS_DIR", "secrets")
+    assert "is not an absolute path" in mistake()
 
 
 @pytest.mark.parametrize(
