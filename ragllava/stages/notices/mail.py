@@ -48,7 +48,8 @@ def mail_session(settings: Settings) -> Iterator[smtplib.SMTP]:
     where = mail_server(settings)
     context = ssl.create_default_context()
     if settings.smtp_security == "tls":
-        session: smtplib.SMTP = smtplib.SMTP_SSL(*where, timeout=_TIMEOUT_S, context=context)
+        with _only_trusted(where[0]):
+            session: smtplib.SMTP = smtplib.SMTP_SSL(*where, timeout=_TIMEOUT_S, context=context)
     else:
         session = smtplib.SMTP(*where, timeout=_TIMEOUT_S)
     with session:
@@ -59,9 +60,21 @@ def mail_session(settings: Settings) -> Iterator[smtplib.SMTP]:
         yield session
 
 
+@contextmanager
+def _only_trusted(host: str) -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise smtplib.SMTPException(
+            f"the certificate of the mail server {host} is not trusted ({error.verify_message}), so nothing is sent to "
+            "it; name a file with its issuer in SSL_CERT_FILE"
+        ) from None
+
+
 def _encrypt(session: smtplib.SMTP, host: str, context: ssl.SSLContext) -> None:
     try:
-        session.starttls(context=context)
+        with _only_trusted(host):
+            session.starttls(context=context)
     except smtplib.SMTPNotSupportedError:
         raise smtplib.SMTPException(
             f"the mail server {host} does not offer STARTTLS, so nothing is sent to it; use another server, or set "
