@@ -210,9 +210,9 @@ def test_other_pods_start_commands() -> None:
 def test_migrations_come_before_everything_else() -> None:
     [job] = of_kind("all", "Job").values()
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
-    needed = {
-        entry["valueFrom"]["secretKeyRef"]["name"] for entry in container(job["spec"]["template"]["spec"])["env"][2:]
-    }
+    pod = job["spec"]["template"]["spec"]
+    needed = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    needed |= {entry["valueFrom"]["secretKeyRef"]["name"] for entry in container(pod)["env"] if "valueFrom" in entry}
     assert needed == {"ragllava"}, "a hook finds nothing that the chart makes"
     assert "serviceAccountName" not in job["spec"]["template"]["spec"]
 
