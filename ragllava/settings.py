@@ -1,10 +1,10 @@
 """One frozen Settings object, built at the entry points and passed down.
 
 Every field can be set by an environment variable `RAGLLAVA_<FIELD>`, or by a line `<field> = …` of the file
-`<home>/ragllava.toml`, which all terminals and workers of a home share; the variable wins. A service without an address
-is the embedded one: `ragllava up` writes its address to `<home>/run/services.json`, and `load_settings` reads it from
-there. Nothing in this module reads the environment at import. docs/settings.md is generated from the descriptions below
-by `make docs`.
+`<home>/ragllava.toml`, which all terminals and workers of a home share; the variable wins. The files of a folder
+`RAGLLAVA_SETTINGS_DIR` come between the two. A service without an address is the embedded one: `ragllava up` writes its
+address to `<home>/run/services.json`, and `load_settings` reads it from there. Nothing in this module reads the
+environment at import. docs/settings.md is generated from the descriptions below by `make docs`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from ragllava.records import Depth, Retrieval
 
 _PREFIX = "RAGLLAVA_"
 SETTINGS_FILE = "ragllava.toml"  # in the home
+_BY_VARIABLE = ("home", "settings_dir")  # they say where other settings are
 _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 _SCHEMES = {
     "database_url": _POSTGRES,
@@ -54,6 +55,12 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         default_factory=default_home, description="Folder for the data, logs and passwords of the embedded services."
+    )
+    settings_dir: Path | None = Field(
+        default=None,
+        description="Folder of files that each hold one setting and are named as its variable, such as "
+        "`RAGLLAVA_DATABASE_URL`: so passwords need not be variables. A variable wins over its file. It is set by its "
+        "own variable alone, as an absolute path.",
     )
     log_format: Literal["text", "json"] = Field(
         default="text",
@@ -627,20 +634,23 @@ def _not_running(service: str, variable: str, home: Path) -> str:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from overrides, then the environment, then ragllava.toml, then the embedded services that are running.
+    """Settings from overrides, then the environment, then the files of RAGLLAVA_SETTINGS_DIR, then ragllava.toml, then
+    the embedded services that are running.
 
     Raises SettingsError with one sentence that names the variable, or the file and its line's name.
     """
-    _refuse_unknown_variables()
+    _refuse_unknown(os.environ)
     from_file: dict[str, Any] = {}
     file: Path | None = None
     try:
         file = _home(overrides) / SETTINGS_FILE
+        folder, in_folder = _settings_in_folder(overrides.get("settings_dir") or _in_environment("settings_dir"))
         from_file = {
             name: value
             for name, value in read_settings_file(file).items()
-            if name not in overrides and not _is_in_environment(name)
+            if name not in overrides and name not in in_folder and not _in_environment(name)
         }
+        overrides |= {"_secrets_dir": folder} if folder else {}  # pydantic-settings reads its files
         first = Settings(**(from_file | overrides))
         embedded = read_services(first.services_file)
         if first.database_url is not None:  # then the embedded database is not the one that is used
@@ -656,13 +666,13 @@ def load_settings(**overrides: Any) -> Settings:
 
 def _home(overrides: Mapping[str, Any]) -> Path:
     """The home, before any other setting is read."""
-    variables = {name.upper(): value for name, value in os.environ.items() if value}
-    given = overrides.get("home") or variables.get(variable_of("home"))
+    given = overrides.get("home") or _in_environment("home")
     return Path(given).expanduser().absolute() if given else default_home()
 
 
 def origins(settings: Settings) -> dict[str, str]:
-    """Where the value of each field comes from: `environment`, `ragllava.toml`, `embedded service` or `default`.
+    """Where the value of each field comes from: `environment`, `settings folder`, `ragllava.toml`, `embedded service`
+    or `default`.
 
     `settings` come from `load_settings` without overrides. A file that cannot be read counts as empty.
     """
@@ -670,10 +680,13 @@ def origins(settings: Settings) -> dict[str, str]:
         in_file = read_settings_file(settings.settings_file)
     except SettingsError:
         in_file = {}
+    _, in_folder = _settings_in_folder(settings.settings_dir)
 
     def origin(name: str) -> str:
-        if _is_in_environment(name):
+        if _in_environment(name):
             return "environment"
+        if name in in_folder:
+            return "settings folder"
         if name in in_file:
             return SETTINGS_FILE
         return "embedded service" if name in settings.model_fields_set else "default"
@@ -697,10 +710,10 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f'{path} is not valid TOML: {error}; texts need quotes, as in profile = "base"') from None
-    names = [name for name in Settings.model_fields if name != "home"]
+    names = [name for name in Settings.model_fields if name not in _BY_VARIABLE]
     for name in values:
-        if name == "home":
-            raise SettingsError(f"{path}: home cannot be set here; set the variable RAGLLAVA_HOME")
+        if name in _BY_VARIABLE:
+            raise SettingsError(f"{path}: {name} cannot be set here; set the variable {variable_of(name)}")
         if name not in names:
             close = difflib.get_close_matches(name.lower().removeprefix(_PREFIX.lower()), names, n=1, cutoff=0.8)
             guess = f"did you mean {close[0]}? " if close else ""
@@ -708,9 +721,30 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _is_in_environment(name: str) -> bool:
-    """Whether a variable sets this field; an empty one does not. Variables are not case-sensitive."""
-    return any(value and variable.upper() == variable_of(name) for variable, value in os.environ.items())
+def _in_environment(name: str) -> str | None:
+    """What a variable sets this field to; None without one. Variables are not case-sensitive, and an empty one counts
+    as none."""
+    values = (value for variable, value in os.environ.items() if variable.upper() == variable_of(name))
+    return next(filter(None, values), None)
+
+
+def _settings_in_folder(folder: str | Path | None) -> tuple[Path | None, set[str]]:
+    """The folder of settings, and the fields that its files set. Raises SettingsError for a folder that cannot be read,
+    and for a file that is named as no setting."""
+    if folder is None:
+        return None, set()
+    path = Path(folder).expanduser()
+    if not path.is_absolute():  # the workers run in a folder of their own
+        raise SettingsError(f"RAGLLAVA_SETTINGS_DIR: {path} is not an absolute path; begin it with /")
+    try:
+        files = [each.name for each in path.iterdir() if each.is_file()]
+    except OSError as error:
+        raise SettingsError(f"RAGLLAVA_SETTINGS_DIR: {path} cannot be read: {error.strerror or error}") from None
+    _refuse_unknown(files)
+    names = {name.upper().removeprefix(_PREFIX).lower() for name in files if name.upper().startswith(_PREFIX)}
+    for name in names.intersection(_BY_VARIABLE):
+        raise SettingsError(f"{path}: {variable_of(name)} cannot be a file there; set the variable")
+    return path, names
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -748,9 +782,10 @@ def read_services(path: Path) -> dict[str, str]:
         raise SettingsError(f"{path} is damaged ({error}); remove it and run `ragllava up`") from None
 
 
-def _refuse_unknown_variables() -> None:
+def _refuse_unknown(names: Iterable[str]) -> None:
+    """Raises SettingsError for a name that begins as that of a variable, and is none."""
     variables = [variable_of(name) for name in Settings.model_fields]
-    for name in os.environ:
+    for name in names:
         if name.startswith(_PREFIX) and name.upper() not in variables:
             close = difflib.get_close_matches(name.upper(), variables, n=1, cutoff=0.8)
             guess = f"did you mean {close[0]}? " if close else ""

@@ -18,7 +18,7 @@ from billiard import current_process
 from celery import signals
 from sqlalchemy import Engine
 
-from ragllava import __version__
+from ragllava import __version__, tracing
 from ragllava.errors import DeviceLost, RagllavaError, ServiceUnavailable
 from ragllava.jobs import ending
 from ragllava.jobs.kinds import KINDS
@@ -55,6 +55,7 @@ class Runtime:
 def runtime() -> Runtime:
     """The runtime of this process, made at the first call."""
     settings = load_settings()
+    tracing.begin("ragllava worker")
     name = f"worker {os.getpid()}"
     engine = make_engine(settings.require_database(), pool_size=_CONNECTIONS, name=name, owner="workers")
     require_schema(engine)
@@ -87,6 +88,11 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
             )
             os.kill(os.getppid(), FAILURE_SIGNAL)
             return
+
+
+@signals.worker_process_shutdown.connect
+def _send_traces(**_facts: Any) -> None:
+    tracing.end()
 
 
 def _stay_ready(name: str, versions: dict[str, str]) -> None:

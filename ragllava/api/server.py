@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ragllava import tracing
 from ragllava.api.bodies import read_body, read_query
 from ragllava.api.errors import answer_to
 from ragllava.api.rates import Rates
@@ -89,10 +91,13 @@ class Server:
         return _response(await self.handle(route, call), route.status)
 
     async def handle(self, endpoint: Endpoint, call: Call[Any, Any]) -> Any:
-        """What the handler returns; a plain function runs in a thread."""
-        if inspect.iscoroutinefunction(endpoint.handler):
-            return await endpoint.handler(call)
-        return await self.in_thread(endpoint.handler, call)
+        """What the handler returns; a plain function runs in a thread. A trace begins here, or that of the caller goes
+        on."""
+        name, caller = f"{endpoint.method} {endpoint.path}", call.request.headers.get("traceparent")
+        with tracing.request(name, caller) if endpoint.needs is not None else nullcontext():
+            if inspect.iscoroutinefunction(endpoint.handler):
+                return await endpoint.handler(call)
+            return await self.in_thread(endpoint.handler, call)
 
     async def in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
         """A blocking call in a thread of a bounded number."""

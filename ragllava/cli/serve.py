@@ -29,6 +29,7 @@ def serve(host: str, port: int) -> None:
 
     Metrics for Prometheus are at http://127.0.0.1:8601/metrics (RAGLLAVA_METRICS_HOST, RAGLLAVA_METRICS_PORT).
     """
+    from ragllava import tracing
     from ragllava.api.app import POOL
     from ragllava.api.metrics import require_allowed, serving_metrics
     from ragllava.api.serving import ApiServer
@@ -40,11 +41,13 @@ def serve(host: str, port: int) -> None:
     settings = load_settings()
     require_allowed(settings)
     configure_logging()
+    tracing.begin("ragllava serve")
     with Client(settings, name="ragllava serve", pool_size=POOL, for_tenants=True) as client:
         _require_keys_beyond_loopback(client, host)
         log.info(f"serves the HTTP API and the console at {host}:{port}", extra={"action": "api_started"})
         with serving_metrics(settings, client.metrics.read):
             ApiServer(make_site(client), host, port).run()
+    tracing.end()
 
 
 def _require_keys_beyond_loopback(client: Client, host: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from ragllava import tracing
 from ragllava.errors import Conflict, KeyReused, NotFound
 from ragllava.jobs import totalling
 from ragllava.jobs.closing import close_job_if_ended
@@ -201,6 +202,7 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
     row |= {"estimate": new.estimate, "max_gpu_s": new.limits.max_gpu_s, "deadline_at": new.limits.at}
     if new.limits.within_s is not None:
         row["deadline_at"] = func.now() + seconds(new.limits.within_s)
+    row["trace"] = tracing.context()
     row["owner"] = func.nullif(func.current_setting(OWNER, True), "")
     created = insert(jobs).values(row).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(jobs.c.id)
     job_id = connection.scalar(created)

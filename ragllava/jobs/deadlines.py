@@ -2,7 +2,7 @@
 one of them is reached ends as `expired`.
 
 Deadlines are times of the database's clock. Busy seconds are measured by each worker with a clock that only counts
-forward, and added up in the rows of the shards.
+forward, and added up in the rows of the shards; of a job with a budget in its own row, too.
 """
 
 from __future__ import annotations
@@ -41,19 +41,12 @@ NO_LIMITS = JobLimits()
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What is left of the limits of a job, in seconds (None: no such limit), and of its work.
-
-    `waiting` counts the inputs of shards that wait, `beside` those of shards that other workers run; `running` counts
-    the shards that run, `owners` the owners of jobs of its kind that have shards in flight.
-    """
+class Remaining:
+    """What is left of the limits of a job, in seconds (None: no such limit); `running` counts its shards that run."""
 
     left_s: float | None
     gpu_left_s: float | None
-    waiting: int
-    beside: int
     running: int
-    owners: int
 
     @property
     def is_over(self) -> bool:
@@ -66,6 +59,19 @@ class Room:
         budget_s = None if self.gpu_left_s is None else max(_OFTEN_S, self.gpu_left_s / (2 * max(1, self.running)))
         looks = [left for left in (self.left_s, budget_s) if left is not None]
         return min([_LONGEST_LOOK_S, *looks])
+
+
+@dataclass(frozen=True, slots=True)
+class Room(Remaining):
+    """What is left of the limits of a job, and of its work.
+
+    `waiting` counts the inputs of shards that wait, `beside` those of shards that other workers run; `owners` the
+    owners of jobs of its kind that have shards in flight.
+    """
+
+    waiting: int
+    beside: int
+    owners: int
 
 
 def parse_limits(deadline: str | None, max_gpu_s: float | None, zone: tzinfo | None = UTC) -> JobLimits:
@@ -108,8 +114,15 @@ def _moment(stated: str, zone: tzinfo | None) -> datetime:
     return moment
 
 
+def remaining_of(connection: Connection, job_id: int) -> Remaining:
+    """What is left of the limits of a job, without a look at the shards that wait or have ended; of a job that is gone
+    nothing."""
+    row = connection.execute(_REMAINING, {"job_id": job_id}).one_or_none()
+    return Remaining(0.0, None, 0) if row is None else Remaining(**row._mapping)
+
+
 def room_of(connection: Connection, job_id: int, shard_id: int | None = None) -> Room:
-    """What is left to a job, seen from one of its shards; of a job that is gone nothing."""
+    """What is left to a job, seen from one of its shards; of a job that is gone nothing. Reads its open shards."""
     row = connection.execute(_ROOM, {"job_id": job_id, "shard_id": shard_id}).one_or_none()
     return Room(0.0, None, 0, 0, 0, 1) if row is None else Room(**row._mapping)
 
@@ -130,10 +143,10 @@ def expire_if_due(connection: Connection, job_id: int, deadline_at: datetime | N
     if deadline_at is not None and deadline_at != job.deadline_at:
         changed = update(jobs).where(jobs.c.id == job_id).values(deadline_at=deadline_at)
         job = connection.execute(changed.returning(jobs)).one()
-    room = room_of(connection, job_id)
-    if not room.is_over:
+    remaining = remaining_of(connection, job_id)
+    if not remaining.is_over:
         return False
-    if room.left_s is not None and room.left_s <= 0:
+    if remaining.left_s is not None and remaining.left_s <= 0:
         reason = f"the deadline, {job.deadline_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, was over"
     else:
         reason = f"the budget of {job.max_gpu_s:g} GPU seconds was used up"
@@ -142,20 +155,17 @@ def expire_if_due(connection: Connection, job_id: int, deadline_at: datetime | N
     return True
 
 
-def gpu_seconds(connection: Connection, job_id: int) -> float:
-    """The seconds that workers have been busy with a job so far, as far as they have reported them."""
-    return float(connection.execute(_BUSY, {"job_id": job_id}).scalar_one())
-
-
-_BUSY = text("SELECT coalesce(sum(busy_s), 0) FROM shards WHERE job_id = :job_id")
-# The sum is computed for a job with a budget alone.
-_GPU_LEFT = """
-    CASE WHEN j.max_gpu_s IS NOT NULL
-         THEN j.max_gpu_s - (SELECT coalesce(sum(busy_s), 0) FROM shards WHERE job_id = j.id) END
+# Of a job with a budget, its row has the sum of its shards (queue.heartbeat).
+_LEFT = """
+    CAST(extract(epoch FROM j.deadline_at - clock_timestamp()) AS double precision) AS left_s,
+    j.max_gpu_s - j.busy_s AS gpu_left_s
 """
+_REMAINING = text(f"""
+    SELECT {_LEFT}, (SELECT count(*) FROM shards s WHERE s.job_id = j.id AND s.state = 'running') AS running
+    FROM jobs j WHERE j.id = :job_id
+""")  # noqa: S608 - no foreign text
 _ROOM = text(f"""
-    SELECT CAST(extract(epoch FROM j.deadline_at - clock_timestamp()) AS double precision) AS left_s,
-        {_GPU_LEFT} AS gpu_left_s,
+    SELECT {_LEFT},
         CAST(coalesce(sum(s.hi - s.lo) FILTER (WHERE s.state IN ('pending', 'queued')), 0) AS bigint) AS waiting,
         CAST(coalesce(sum(s.hi - s.lo) FILTER (WHERE s.state = 'running' AND s.id <> coalesce(:shard_id, 0)), 0)
              AS bigint) AS beside,
@@ -166,7 +176,7 @@ _ROOM = text(f"""
     FROM jobs j LEFT JOIN shards s ON s.job_id = j.id AND s.state IN ('pending', 'queued', 'running')
     WHERE j.id = :job_id GROUP BY j.id
 """)  # noqa: S608 - no foreign text
-_DUE = text(f"""
+_DUE = text("""
     SELECT j.id FROM jobs j WHERE j.finished_at IS NULL AND j.state IN ('running', 'paused')
-        AND (j.deadline_at <= clock_timestamp() OR {_GPU_LEFT} <= 0) ORDER BY j.id
-""")  # noqa: S608 - no foreign text
+        AND (j.deadline_at <= clock_timestamp() OR j.max_gpu_s <= j.busy_s) ORDER BY j.id
+""")

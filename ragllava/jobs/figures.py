@@ -16,7 +16,9 @@ from typing import Literal
 from sqlalchemy import Connection, text
 
 from ragllava.jobs.kinds import KINDS, queues_by_kind
+from ragllava.records import GapReason
 from ragllava.settings import Settings
+from ragllava.stores.archives.rejections import RejectionClass
 from ragllava.stores.maintenance import totals
 from ragllava.stores.maintenance.faults import PERSISTENT_ATTEMPTS
 
@@ -37,7 +39,7 @@ class Metric:
     meaning: str
     statement: str
     labels: tuple[str, ...] = ()
-    zeros: Literal["", "queues", "leases", "kinds"] = ""
+    zeros: Literal["", "queues", "leases", "kinds", "rejections"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ def read(connection: Connection, settings: Settings) -> list[Reading]:
         "silent_s": SILENT_TICKS * settings.tick_s + TICK_GRACE_S,
         "most": MOST_COUNTED,
         "persistent": PERSISTENT_ATTEMPTS,
+        "gap_reasons": list(GapReason),
     }
     return [_read(connection, metric, values) for metric in METRICS]
 
@@ -96,6 +99,8 @@ def _zeros(metric: Metric) -> list[tuple[str, ...]]:
             return [(queue, state) for queue in queues for state in ("overdue", "running")]
         case "kinds":
             return [(kind,) for kind in sorted(KINDS)]
+        case "rejections":
+            return [(rejection.value,) for rejection in RejectionClass]
     return []
 
 
@@ -164,6 +169,14 @@ METRICS: tuple[Metric, ...] = (
         labels=("kind", "result"),
         meaning="Inputs of the other kinds of job (files, trainings, images, ...) by outcome, counted when it ends.",
         statement=_sums(totals.INPUTS, "kind <> 'answer'"),
+    ),
+    Metric(
+        name="ragllava_decode_rejected_total",
+        type="counter",
+        labels=("reason",),
+        zeros="rejections",
+        meaning="Files that an ingest rejected, by the class of the reason, as it happens; a retry counts them again.",
+        statement="SELECT result, sum(number) FROM totals WHERE measure = 'rejected' GROUP BY result",
     ),
     Metric(
         name="ragllava_inputs_done_total",
@@ -263,6 +276,18 @@ METRICS: tuple[Metric, ...] = (
                     WHERE archive_id = archives.id AND noisy_cases.state = 'open' LIMIT :most
                 ) its LIMIT :most
             ) first
+        """,
+    ),
+    Metric(
+        name="ragllava_gaps",
+        type="gauge",
+        labels=("reason",),
+        meaning="Pictures that no question can find, as the last maintenance task `gaps` of each archive counted them; "
+        "absent before the first.",
+        statement="""
+            SELECT reason, sum(coalesce(CAST(gaps ->> reason AS bigint), 0))
+            FROM archives CROSS JOIN unnest(CAST(:gap_reasons AS text[])) AS reason
+            WHERE gaps IS NOT NULL GROUP BY reason
         """,
     ),
     Metric(

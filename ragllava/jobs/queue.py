@@ -44,7 +44,7 @@ class Lease:
     """The right to work on inputs [lo, hi) of a job until the lease runs out or the epoch grows.
 
     `archive_id` is 0, which no archive has, for a maintenance task that concerns all archives. `is_limited`: its job
-    has a deadline or a budget.
+    has a deadline or a budget. `trace` is where its job was asked for (ragllava/tracing.py).
     """
 
     shard_id: int
@@ -59,6 +59,7 @@ class Lease:
     worker: str
     is_planned: bool = False
     is_limited: bool = False
+    trace: str | None = None
 
 
 def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) -> Lease | None:
@@ -95,6 +96,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             jobs.c.kind,
             func.coalesce(jobs.c.archive_id, 0).label("archive_id"),
             jobs.c.spec,
+            jobs.c.trace,
             or_(jobs.c.deadline_at.is_not(None), jobs.c.max_gpu_s.is_not(None)).label("is_limited"),
         )
     ).one_or_none()
@@ -114,6 +116,7 @@ def heartbeat(
 
     `busy_s` are the seconds that the worker was busy with the shard since it reported last, by its own clock.
     """
+    _spend(connection, lease, busy_s, _mine(lease))
     until, busy = func.now() + seconds(lease_s), shards.c.busy_s + busy_s
     extended = update(shards).where(*_mine(lease)).values(lease_until=until, busy_s=busy)
     if connection.execute(extended).rowcount == 0:
@@ -188,7 +191,16 @@ def reset_attempts(connection: Connection, lease: Lease) -> None:
 def note_busy(connection: Connection, lease: Lease, busy_s: float) -> None:
     """Add what a worker was busy with the shard since it reported last, unless another one has claimed it."""
     same = (shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch)
+    _spend(connection, lease, busy_s, same)
     connection.execute(update(shards).where(*same).values(busy_s=shards.c.busy_s + busy_s))
+
+
+def _spend(connection: Connection, lease: Lease, busy_s: float, ours: Sequence[ColumnElement[bool]]) -> None:
+    """Add to what a job with a budget has used, if the shard's row will show it too. The job's row is locked before the
+    shard's, and while it is locked, nobody takes the shard from its worker."""
+    if lease.is_limited and busy_s > 0:
+        of_budget = (jobs.c.id == lease.job_id, jobs.c.max_gpu_s.is_not(None), exists().where(*ours))
+        connection.execute(update(jobs).where(*of_budget).values(busy_s=jobs.c.busy_s + busy_s))
 
 
 def note_depth(connection: Connection, lease: Lease, candidates: int) -> None:

@@ -13,6 +13,7 @@ from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from ragllava import tracing
 from ragllava.errors import DeviceLost, JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.jobs import control, deadlines, dispatch, ending, queue
 from ragllava.jobs.kinds import kind_of
@@ -114,7 +115,8 @@ def _run_lease(lease: Lease, settings: Settings, engine: Engine, resources: obje
         run_urgent = _UrgentShards(lease, settings, engine, resources, pulse)
         try:
             context = ShardContext(lease, settings, engine, resources, pulse.stop, run_urgent=run_urgent)
-            kind_of(lease.kind).load_stage()(context)
+            with tracing.continued(lease.trace, f"{lease.kind} shard", job=lease.job_id, shard=lease.shard_id):
+                kind_of(lease.kind).load_stage()(context)
             with pulse.busy.report() as busy_s:
                 in_transaction(engine, queue.finish, lease, busy_s)
         except Exception as error:
@@ -258,10 +260,10 @@ def _heartbeat(engine: Engine, lease: Lease, settings: Settings) -> Iterator[_Pu
 
     def look_at_limits() -> float:
         """Stop the job if it has reached a limit; returns after how many seconds it may reach one."""
-        room = read_at_once(engine, deadlines.room_of, lease.job_id)
-        if room.is_over and in_transaction(engine, deadlines.expire_if_due, lease.job_id):
+        remaining = read_at_once(engine, deadlines.remaining_of, lease.job_id)
+        if remaining.is_over and in_transaction(engine, deadlines.expire_if_due, lease.job_id):
             look()
-        return max(_SHORTEST_LOOK_S, room.next_look_s)
+        return max(_SHORTEST_LOOK_S, remaining.next_look_s)
 
     def run() -> None:
         next_beat = time.monotonic() + settings.heartbeat_s

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0020"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0023"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -66,6 +66,8 @@ archives = Table(
     # Of the rules by which its texts were cut into words (ragllava/words.py); an older one makes them be cut again.
     Column("words_version", Integer, nullable=False, server_default=text("0")),
     moment("created_at"),
+    # Pictures without a vector by reason, as the last maintenance task `gaps` counted them; NULL: it never did.
+    Column("gaps", JSONB(none_as_null=True)),
 )
 
 # The object store's inventory: a row is `uploading` before its PUT and `live` in the transaction of its first
@@ -214,6 +216,9 @@ jobs = Table(
     Column("max_gpu_s", Float),  # that workers may be busy with it, all together; what is left then is expired
     Column("estimate", JSONB(none_as_null=True)),  # what was expected when it was made (stages/answer/estimating.py)
     Column("timing", JSONB(none_as_null=True)),  # what came out, when it ended first (jobs/closing.py)
+    # Of a job with a budget: the sum of `busy_s` of its shards, so that no look at the budget reads them.
+    Column("busy_s", Float, nullable=False, server_default=text("0")),
+    Column("trace", Text),  # the W3C trace context of who asked for it; NULL: not traced (ragllava/tracing.py)
     # Open jobs are few among many: dispatch and reap look only at them.
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
     # Asked at every tick.
@@ -616,9 +621,9 @@ totals = Table(
     "totals",
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
-    Column("measure", Text, nullable=False),  # jobs, inputs, wait_seconds, shard_seconds
+    Column("measure", Text, nullable=False),  # jobs, inputs, rejected, wait_seconds, shard_seconds
     Column("kind", Text, nullable=False),  # of job
-    Column("result", Text, nullable=False),  # a state, an outcome, or the upper bound of a bucket
+    Column("result", Text, nullable=False),  # a state, an outcome, a class, or the upper bound of a bucket
     Column("number", Float, nullable=False),
 )
 

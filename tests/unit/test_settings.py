@@ -54,6 +54,39 @@ def test_overrides_come_before_the_environment_and_that_before_the_embedded_serv
     assert load_settings().top_k == 7
 
 
+def test_files_of_a_folder_come_between_variables_and_the_file_of_the_home(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("secrets")
+    for name, value in (("DATABASE_URL", DATABASE), ("TOP_K", "7"), ("TOP_N", "3")):
+        (folder / f"RAGLLAVA_{name}").write_text(f"{value}\n")
+    (folder / "another-program").write_text("x")
+    (folder / "..data").mkdir()
+    (home / "ragllava.toml").write_text("top_k = 5\ntop_n = 2\nmax_answer_tokens = 9\n")
+    assert load_settings().top_k == 5
+    monkeypatch.setenv("RAGLLAVA_SETTINGS_DIR", str(folder))
+    monkeypatch.setenv("RAGLLAVA_TOP_N", "4")
+    settings = load_settings()
+    assert (settings.top_k, settings.top_n, settings.max_answer_tokens) == (7, 4, 9)
+    assert settings.database_url is not None and settings.database_url.get_secret_value() == DATABASE
+    where = origins(settings)
+    assert (where["top_k"], where["top_n"], where["max_answer_tokens"]) == (
+        "settings folder",
+        "environment",
+        "ragllava.toml",
+    )
+    (folder / "RAGLLAVA_DATABASE_URL").write_text(f"mysql://me:{PASSWORD}@db/x")
+    assert mistake().startswith("RAGLLAVA_DATABASE_URL: ") and PASSWORD not in mistake()
+    (folder / "RAGLLAVA_TPO_K").write_text("7")
+    assert "did you mean RAGLLAVA_TOP_K?" in mistake()
+    (folder / "RAGLLAVA_TPO_K").rename(folder / "RAGLLAVA_HOME")
+    assert "RAGLLAVA_HOME cannot be a file there; set the variable" in mistake()
+    monkeypatch.setenv("RAGLLAVA_SETTINGS_DIR", str(folder / "nothing"))
+    assert mistake().startswith("RAGLLAVA_SETTINGS_DIR: ") and "cannot be read" in mistake()
+    monkeypatch.setenv("RAGLLAVA_SETTINGS_DIR", "secrets")
+    assert "is not an absolute path" in mistake()
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from ragllava import tracing
 from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Question, Retrieval, by_relevance, evidence_of
 from ragllava.settings import Settings
@@ -93,6 +94,7 @@ def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[
     return answer_from_evidence(questions, rerank(questions, retrieve(questions, tools), tools), tools)
 
 
+@tracing.stage("retrieve")
 def retrieve(
     questions: Sequence[Question],
     tools: AnswerTools,
@@ -131,6 +133,7 @@ def retrieve(
     ]
 
 
+@tracing.stage("rerank")
 def rerank(
     questions: Sequence[Question],
     candidates: Sequence[Sequence[Candidate]],
@@ -293,6 +296,7 @@ def answer_from_evidence(
     return [_as_answer(*row, stamp, tools) for row in zip(questions, reranked, texts, strict=True)]
 
 
+@tracing.stage("generate")
 def generate(
     questions: Sequence[Question], reranked: Sequence[RerankedQuestion], pictures: Pictures, tools: AnswerTools
 ) -> list[GeneratedAnswer | None]:

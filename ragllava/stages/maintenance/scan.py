@@ -39,12 +39,15 @@ def scan_buckets(context: ShardContext[Resources]) -> Report:
 
 
 def report_gaps(context: ShardContext[Resources]) -> Report:
-    """Report the images that no search finds."""
+    """Report the images that no search finds, and keep their numbers for the metrics."""
     gaps_of: dict[str, list[Gap]] = {}
     failures = Failures()
     for selected in context.read(_archives, context.lease.archive_id):
         context.check()
-        if gaps := failures.run(selected.name, context.read, find_gaps, selected.archive_id):
+        gaps = failures.run(selected.name, context.read, find_gaps, selected.archive_id)
+        if gaps is not None:
+            context.commit(archive.note_gaps, selected.archive_id, _reasons(gaps))
+        if gaps:
             gaps_of[selected.name] = gaps
     total = sum(map(len, gaps_of.values()))
     counts = ", ".join(f"{name} {len(gaps)}" for name, gaps in gaps_of.items())
@@ -53,11 +56,14 @@ def report_gaps(context: ShardContext[Resources]) -> Report:
     return with_failures(report, failures)
 
 
+def _reasons(gaps: list[Gap]) -> dict[str, int]:
+    return dict(sorted(Counter(gap.reason.value for gap in gaps).items()))
+
+
 def _as_figures(name: str, gaps: list[Gap]) -> dict[str, Any]:
-    reasons = Counter(gap.reason.value for gap in gaps)
     return {
         "archive": name,
-        "reasons": dict(sorted(reasons.items())),
+        "reasons": _reasons(gaps),
         "images": shortened([{"source": gap.source, "why": gap.explanation} for gap in gaps]),
     }
 

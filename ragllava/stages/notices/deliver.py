@@ -99,7 +99,7 @@ def _send_mails(engine: Engine, settings: Settings, leased: Sequence[LeasedMaili
                 open_mailings.pop(0)
     except (OSError, smtplib.SMTPException) as error:
         for mailing in open_mailings:
-            _note_failed(engine, mailing, f"{type(error).__name__}: {error}", is_final=False)
+            _note_failed(engine, mailing, _said(error), is_final=False)
     return sent
 
 
@@ -125,6 +125,11 @@ def _send_mail(engine: Engine, settings: Settings, session: smtplib.SMTP, mailin
     in_transaction(engine, notices.note_delivered, mailing.mailing_id)
     log.info("mail sent", extra={"action": "notice", "mailing": mailing.mailing_id, "notice": notice.notice_id})
     return True
+
+
+def _said(error: Exception) -> str:
+    """A plain SMTPException is a sentence of ours (mail_session)."""
+    return str(error) if type(error) is smtplib.SMTPException else f"{type(error).__name__}: {error}"
 
 
 def _is_permanent(refused: smtplib.SMTPException) -> bool:

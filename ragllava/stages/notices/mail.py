@@ -43,17 +43,56 @@ def mail_server(settings: Settings) -> tuple[str, int]:
 
 @contextmanager
 def mail_session(settings: Settings) -> Iterator[smtplib.SMTP]:
-    """A session with the mail server, signed in if the settings have a user. Raises OSError and SMTPException."""
+    """A session with the mail server, signed in if the settings have a user. Raises OSError and SMTPException; a plain
+    SMTPException says in a sentence what the settings ask for and the server does not offer or accept."""
     where = mail_server(settings)
     context = ssl.create_default_context()
     if settings.smtp_security == "tls":
-        session: smtplib.SMTP = smtplib.SMTP_SSL(*where, timeout=_TIMEOUT_S, context=context)
+        with _only_trusted(where[0]):
+            session: smtplib.SMTP = smtplib.SMTP_SSL(*where, timeout=_TIMEOUT_S, context=context)
     else:
         session = smtplib.SMTP(*where, timeout=_TIMEOUT_S)
     with session:
         if settings.smtp_security == "starttls":
-            session.starttls(context=context)
+            _encrypt(session, where[0], context)
         if settings.smtp_user is not None:
-            password = settings.smtp_password.get_secret_value() if settings.smtp_password else ""
-            session.login(settings.smtp_user, password)
+            _sign_in(session, where[0], settings)
         yield session
+
+
+@contextmanager
+def _only_trusted(host: str) -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise smtplib.SMTPException(
+            f"the certificate of the mail server {host} is not trusted ({error.verify_message}), so nothing is sent to "
+            "it; name a file with its issuer in SSL_CERT_FILE"
+        ) from None
+
+
+def _encrypt(session: smtplib.SMTP, host: str, context: ssl.SSLContext) -> None:
+    try:
+        with _only_trusted(host):
+            session.starttls(context=context)
+    except smtplib.SMTPNotSupportedError:
+        raise smtplib.SMTPException(
+            f"the mail server {host} does not offer STARTTLS, so nothing is sent to it; use another server, or set "
+            "RAGLLAVA_SMTP_SECURITY to what it offers"
+        ) from None
+
+
+def _sign_in(session: smtplib.SMTP, host: str, settings: Settings) -> None:
+    password = settings.smtp_password.get_secret_value() if settings.smtp_password else ""
+    try:
+        session.login(settings.smtp_user or "", password)
+    except smtplib.SMTPAuthenticationError as refused:
+        raise smtplib.SMTPException(
+            f"the mail server {host} refuses the login with code {refused.smtp_code}; check RAGLLAVA_SMTP_USER and "
+            "RAGLLAVA_SMTP_PASSWORD"
+        ) from None
+    except smtplib.SMTPNotSupportedError:
+        raise smtplib.SMTPException(
+            f"the mail server {host} takes no login over this connection; unset RAGLLAVA_SMTP_USER, or set "
+            "RAGLLAVA_SMTP_SECURITY to what it offers"
+        ) from None

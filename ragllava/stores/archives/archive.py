@@ -142,6 +142,11 @@ def create_archive(connection: Connection, name: str) -> bool:
     return connection.scalar(created.on_conflict_do_nothing().returning(archives.c.id)) is not None
 
 
+def note_gaps(connection: Connection, archive_id: int, numbers: Mapping[str, int]) -> None:
+    """Keep how many images of an archive have no vector, by reason; the metrics show the sum over all archives."""
+    connection.execute(update(archives).where(archives.c.id == archive_id).values(gaps=dict(numbers)))
+
+
 def check_name(name: str) -> None:
     """Raises UsageError for a name that cannot be part of an address."""
     if not _NAME.fullmatch(name):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from sqlalchemy import Connection, select, text, update
 from ragllava.json_records import to_json
 from ragllava.metadata import Metadata
 from ragllava.records import FileOutcome, FileStatus, PageCaption, SourceFile
+from ragllava.stores.archives.rejections import RejectionClass, class_of, count_rejections
 from ragllava.stores.database import copy_rows, given, records
 from ragllava.stores.schema import OUTCOMES_TO_SHOW
 from ragllava.stores.schema import files as file_table
@@ -45,8 +48,12 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
     A file that the listing rejected has its outcome at once. Bytes of a name that are not text are written as escapes;
     the file is read by its uri.
     """
-    rows = (
-        (
+    rejected: Counter[RejectionClass] = Counter()
+
+    def row(number: int, file: SourceFile) -> tuple[object, ...]:
+        if file.rejected is not None:
+            rejected[class_of(file.rejected)] += 1
+        return (
             job_id,
             number,
             _storable(file.source),
@@ -57,10 +64,11 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
             FileStatus.REJECTED.value if file.rejected is not None else None,
             _storable(file.rejected) if file.rejected is not None else None,
         )
-        for number, file in enumerate(sources)
-    )
+
     columns = ("job_id", "file_no", "source", "uri", "caption", "metadata", "pages", "status", "reason")
-    return copy_rows(connection, file_table, columns, rows)
+    count = copy_rows(connection, file_table, columns, itertools.starmap(row, enumerate(sources)))
+    count_rejections(connection, rejected)
+    return count
 
 
 def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[PendingFile]:
@@ -74,7 +82,7 @@ def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[Pe
 
 
 def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOutcome]) -> int:
-    """Write outcomes of files; returns how many were new. A file keeps its first outcome."""
+    """Write outcomes of files; returns how many were new. A file keeps its first outcome. Rejections are counted."""
     files = file_table.c
     if not outcomes:
         return 0
@@ -84,7 +92,10 @@ def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOut
     new = given(rows, files.file_no, files.status, files.reason, files.image_id).c
     statement = update(file_table).where(*near, files.file_no == new.file_no, files.status.is_(None))
     values = {"status": new.status, "reason": new.reason, "image_id": new.image_id}
-    return connection.execute(statement.values(values)).rowcount
+    written = connection.execute(statement.values(values).returning(files.status, files.reason)).all()
+    rejected = (row for row in written if row.status == FileStatus.REJECTED)
+    count_rejections(connection, Counter(class_of(row.reason or "") for row in rejected))
+    return len(written)
 
 
 def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ragllava.jobs import figures
 from ragllava.records import SourceFile
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stores.archives import vectors
@@ -69,6 +70,7 @@ def test_gaps_are_listed_and_closed(gallery: Workshop, run: Run) -> None:
     [gap] = json.loads(run("archive", "gaps", ARCHIVE, "--json")[1])
     assert (gap["image_id"], gap["source"], gap["reason"]) == (row.id, source, "never_tried")
     do(gallery, "gaps")  # of all archives: each has a notice of its own, as rules name archives
+    assert gaps_in_metrics(gallery) == {"never_tried": 1}
     new = in_transaction(gallery.engine, notices.new_notices, 10)
     [told] = [notice for notice in new if notice.event is NoticeEvent.GAP_FOUND]
     assert (told.archive, told.facts) == (ARCHIVE, {"gaps": {ARCHIVE: {"never_tried": 1}}})
@@ -77,6 +79,18 @@ def test_gaps_are_listed_and_closed(gallery: Workshop, run: Run) -> None:
     assert json.loads(out)["reindexing"]["selection"] == "missing"
     gallery.run()
     assert run("archive", "gaps", ARCHIVE)[1] == f"{ARCHIVE}: every image has its vector\n"
+    do(gallery, "gaps")
+    assert gaps_in_metrics(gallery) == {}
+
+
+def gaps_in_metrics(gallery: Workshop) -> dict[str, float]:
+    """The gaps that the metrics show, without zeros."""
+    with gallery.engine.begin() as connection:
+        [gaps] = [
+            reading for reading in figures.read(connection, gallery.settings) if reading.metric.name == "ragllava_gaps"
+        ]
+    assert gaps.samples, "absent before the first task only"
+    return {sample.labels[0]: sample.number for sample in gaps.samples if sample.number}
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from ragllava.client import ALL_METRICS, Client
 from ragllava.jobs import control, figures
+from ragllava.jobs.control import NewJob
 from ragllava.jobs.figures import METRICS
+from ragllava.records import FileOutcome, FileStatus, GapReason, JobKind, SourceFile
 from ragllava.settings import Settings
 from ragllava.stores.access.tenancy import Scope, acting
+from ragllava.stores.archives import archive
+from ragllava.stores.archives.rejections import RejectionClass
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.maintenance import ticks, totals
 from tests.conftest import own_settings
@@ -179,6 +183,10 @@ _CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
     ) INSERT INTO noisy_cases (job_id, question_no, archive_id, reasons, details, state)
     SELECT job_id, 0, archive.id, '{}', '{}', 'open' FROM question, archive
     """: ("ragllava_noisy_cases_open", ()),
+    """INSERT INTO archives (name, gaps) VALUES ('g', '{"lost": 2}'), ('h', '{"lost": 1, "waiting": 1}')""": (
+        "ragllava_gaps",
+        ("lost",),
+    ),
     """
     WITH archive AS (INSERT INTO archives (name) VALUES ('a') RETURNING id)
     INSERT INTO held_removals (archive_id, origin, gone, pictures) SELECT id, 'x', 1, 1 FROM archive
@@ -202,6 +210,31 @@ def test_each_metric_changes_with_its_cause(board: Board) -> None:
     for name, labels in _CAUSES.values():
         assert after[name, labels] > before.get((name, labels), 0), name
     assert after["ragllava_schedule_lateness_seconds", ()] >= 3_600
+    gaps = {labels[0]: number for (name, labels), number in after.items() if name == "ragllava_gaps"}
+    assert gaps == dict.fromkeys(GapReason, 0) | {"lost": 3, "waiting": 1}
+
+
+def test_rejected_files_are_counted_once_by_the_class_of_the_reason(board: Board) -> None:
+    def submit(connection: Connection) -> int:
+        new = NewJob(JobKind.INGEST, archive.ensure_archive(connection, "cards").archive_id, {}, 4, 4)
+        job_id, _ = control.create(connection, new)
+        listed = [SourceFile("a", "file:///a", rejected="it is a link or device inside the zip file")]
+        archive.insert_files(connection, job_id, listed + [SourceFile(name, f"file:///{name}") for name in "bcd"])
+        return job_id
+
+    def finish(connection: Connection) -> int:
+        damaged = "it is a damaged PNG picture: broken data stream"
+        outcomes = [FileOutcome(number, FileStatus.REJECTED, damaged) for number in (1, 2)]
+        return archive.finish_files(connection, job_id, [*outcomes, FileOutcome(3, FileStatus.STORED, "2 pages")])
+
+    assert board.number("ragllava_decode_rejected_total", "damaged") == 0
+    job_id = in_transaction(board.engine, submit)
+    assert in_transaction(board.engine, finish) == 3
+    assert in_transaction(board.engine, finish) == 0
+    numbers = {
+        labels[0]: n for (name, labels), n in board.numbers().items() if name == "ragllava_decode_rejected_total"
+    }
+    assert numbers == dict.fromkeys(RejectionClass, 0) | {"packed": 1, "damaged": 2}
 
 
 def test_the_age_of_the_tick(board: Board) -> None:

@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Connection, Engine, func, select, text, update
 
-from ragllava.errors import ShardInterrupted
+from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs import control, deadlines, ending, queue
 from ragllava.jobs.deadlines import JobLimits, Room
 from ragllava.jobs.runner import ShardContext, run_shard
@@ -19,6 +19,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stores.database import seconds
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk
+from tests.support.plans import visited_rows
 from tests.support.workshop import stages_replaced
 
 DAY = JobLimits(within_s=86_400.0)
@@ -102,6 +103,7 @@ def test_a_budget_counts_what_all_workers_were_busy(desk: Desk) -> None:
         assert deadlines.room_of(connection, job_id).gpu_left_s == pytest.approx(0.5)
         assert leases[0] is not None and leases[1] is not None
         queue.finish(connection, leases[0], 0.75)
+        assert deadlines.remaining_of(connection, job_id).gpu_left_s == pytest.approx(-0.25)
     assert ending.expire_due_jobs(desk.engine) == 1
     ending.end_jobs(desk.engine)
     with desk.engine.begin() as connection:
@@ -111,6 +113,44 @@ def test_a_budget_counts_what_all_workers_were_busy(desk: Desk) -> None:
     assert job.timing is not None and job.timing["busy_s"] == pytest.approx(10.5)
     assert job.error == "the budget of 10 GPU seconds was used up"
     assert job.progress.by_status["expired"] >= 4
+    with desk.engine.begin() as connection:
+        spent = connection.execute(select(jobs.c.busy_s).where(jobs.c.id == job_id)).scalar_one()
+    assert spent == pytest.approx(10.5)
+
+
+def test_a_worker_that_lost_its_lease_spends_nothing_any_more(desk: Desk) -> None:
+    job_id = desk.questions_job(2, per_shard=2, limits=JobLimits(max_gpu_s=10.0))
+    lost = desk.claim_next()
+    desk.expire_leases()
+    desk.dispatch()
+    again = desk.claim_next()
+    assert again.shard_id == lost.shard_id
+    with desk.engine.begin() as connection:
+        assert isinstance(queue.heartbeat(connection, lost, 60.0, 3.0), LeaseLost)
+        queue.note_busy(connection, lost, 4.0)
+        queue.heartbeat(connection, again, 60.0, 5.0)
+        assert deadlines.remaining_of(connection, job_id).gpu_left_s == pytest.approx(5.0)
+
+
+def test_a_look_at_a_budget_reads_few_shards_however_many_the_job_has(desk: Desk) -> None:
+    job_id = desk.questions_job(4, per_shard=2, limits=JobLimits(max_gpu_s=10.0))
+    lease = desk.claim_next()
+    more = """
+        INSERT INTO shards (job_id, lo, hi, state)
+        SELECT :job_id, n, n + 1, CASE WHEN n % 2 = 0 THEN 'done' ELSE 'pending' END FROM generate_series(4, 4003) n
+    """
+    with desk.engine.begin() as connection:
+        connection.execute(text(more), {"job_id": job_id})
+
+    def decide(connection: Connection) -> None:
+        queue.heartbeat(connection, lease, 60.0, 1.0)
+        assert not deadlines.remaining_of(connection, job_id).is_over
+        assert not deadlines.expire_if_due(connection, job_id)
+        assert deadlines.due_jobs(connection) == []
+
+    visited = visited_rows(desk.engine, decide)
+    assert len(visited) >= 6
+    assert {look.statement: look.rows for look in visited if look.rows > 20} == {}
 
 
 def test_the_earliest_deadline_is_served_first_within_the_priority(desk: Desk) -> None:

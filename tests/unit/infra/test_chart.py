@@ -48,11 +48,23 @@ def container(pod: Manifest) -> Manifest:
 
 
 def variables(pod: Manifest) -> dict[str, Any]:
-    """Each variable with its value, or the key of the Secret."""
-    return {
+    """Each setting with its value, or the key of the Secret: of variables, and of files if there are any."""
+    given = {
         entry["name"]: entry["value"] if "value" in entry else (entry["valueFrom"]["secretKeyRef"]["key"],)
         for entry in container(pod)["env"]
     }
+    return given | {item["path"]: (item["key"],) for item in files_of_secret(pod)}
+
+
+def files_of_secret(pod: Manifest) -> list[Manifest]:
+    """The files of the folder that RAGLLAVA_SETTINGS_DIR names; none without it."""
+    folders = [entry["value"] for entry in container(pod)["env"] if entry["name"] == "RAGLLAVA_SETTINGS_DIR"]
+    mounts = [mount for mount in container(pod)["volumeMounts"] if mount["mountPath"] in folders]
+    assert len(mounts) == len(folders) and all(mount["readOnly"] for mount in mounts)
+    names = {mount["name"] for mount in mounts}
+    secrets = [volume["secret"] for volume in pod["volumes"] if volume["name"] in names]
+    assert all(secret["defaultMode"] == 0o440 for secret in secrets)
+    return [item for secret in secrets for item in secret["items"]]
 
 
 def test_helm_accepts_each_value_set_strictly() -> None:
@@ -140,6 +152,14 @@ def test_pods_get_settings_and_no_more_secrets_than_they_need(value_set: str) ->
             assert "RAGLLAVA_REDIS_URL" not in given
 
 
+def test_secrets_are_variables_or_files_and_never_both() -> None:
+    for value_set, are_files in (("all", True), ("gpu", False)):
+        for name, pod in pods(value_set).items():
+            by_variable = [entry["name"] for entry in container(pod)["env"] if "valueFrom" in entry]
+            by_file = [item["path"] for item in files_of_secret(pod)]
+            assert (bool(by_file), bool(by_variable)) == (are_files, not are_files), (value_set, name)
+
+
 @pytest.mark.parametrize("value_set", VALUE_SETS)
 def test_pods_can_do_little_and_get_bounds(value_set: str) -> None:
     for name, pod in pods(value_set).items():
@@ -190,9 +210,9 @@ def test_other_pods_start_commands() -> None:
 def test_migrations_come_before_everything_else() -> None:
     [job] = of_kind("all", "Job").values()
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
-    needed = {
-        entry["valueFrom"]["secretKeyRef"]["name"] for entry in container(job["spec"]["template"]["spec"])["env"][2:]
-    }
+    pod = job["spec"]["template"]["spec"]
+    needed = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    needed |= {entry["valueFrom"]["secretKeyRef"]["name"] for entry in container(pod)["env"] if "valueFrom" in entry}
     assert needed == {"ragllava"}, "a hook finds nothing that the chart makes"
     assert "serviceAccountName" not in job["spec"]["template"]["spec"]
 

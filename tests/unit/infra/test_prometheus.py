@@ -42,6 +42,8 @@ _WELL = {
     "ragllava_deliveries_waiting": "3x600",
     "ragllava_change_events_waiting": "50000-10x600",
     "ragllava_removals_held": "0x600",
+    'ragllava_gaps{reason="lost"}': "0x600",
+    'ragllava_gaps{reason="waiting"}': "7x600",
     "ragllava_disk_free_bytes": "50000000000x600",
     "ragllava_disk_size_bytes": "100000000000x600",
 }
@@ -60,6 +62,7 @@ _CAUSES: dict[str, tuple[dict[str, str | None], dict[str, str]]] = {
     "RagllavaDeliveriesWaiting": ({"ragllava_deliveries_waiting": "101x600"}, {}),
     "RagllavaEventsWaiting": ({"ragllava_change_events_waiting": "2000+1x600"}, {}),
     "RagllavaRemovalsHeld": ({"ragllava_removals_held": "1x600"}, {}),
+    "RagllavaGaps": ({'ragllava_gaps{reason="lost"}': "1x600"}, {"reason": "lost"}),
     "RagllavaDiskLow": ({"ragllava_disk_free_bytes": "1000000000x600"}, {}),
     "RagllavaMetricsSlow": ({"ragllava_scrape_seconds": "5x600"}, {}),
 }
@@ -144,7 +147,7 @@ def test_every_metric_is_shown_or_watched() -> None:
 
 
 def test_labels_are_bounded() -> None:
-    allowed = {"kind", "state", "result", "stage", "queue", "phase", "role", "room", "persistent"}
+    allowed = {"kind", "state", "result", "stage", "queue", "phase", "role", "room", "persistent", "reason"}
     assert {label for metric in ALL_METRICS for label in metric.labels} <= allowed
 
 

@@ -68,13 +68,40 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{/* One setting from the Secret. */}}
-{{- define "ragllava.secret" -}}
-- name: {{ .key }}
+{{/* The settings of the Secret: as variables, or as files of a folder (secretVolume, secretMount). */}}
+{{- define "ragllava.secrets" -}}
+{{- if .root.Values.secretsAsFiles }}
+- name: RAGLLAVA_SETTINGS_DIR
+  value: /run/secrets/ragllava
+{{- else }}
+{{- range .keys }}
+- name: {{ . }}
   valueFrom:
     secretKeyRef:
-      name: {{ .root.Values.existingSecret }}
-      key: {{ .key }}
+      name: {{ $.root.Values.existingSecret }}
+      key: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "ragllava.secretMount" -}}
+{{- if .Values.secretsAsFiles }}
+- {name: secrets, mountPath: /run/secrets/ragllava, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "ragllava.secretVolume" -}}
+{{- if .root.Values.secretsAsFiles }}
+- name: secrets
+  secret:
+    secretName: {{ .root.Values.existingSecret }}
+    # For the group of the pod alone: 0440.
+    defaultMode: 288
+    items:
+      {{- range .keys }}
+      - {key: {{ . }}, path: {{ . }}}
+      {{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "ragllava.settings" -}}
@@ -86,13 +113,6 @@ securityContext:
 - name: {{ $name }}
   {{- /* YAML's numbers are floats here, and a large one would become 1e+06. */}}
   value: {{ (and (kindIs "float64" $value) (eq (toString $value) (toString (floor $value)))) | ternary (int64 $value) $value | toString | quote }}
-{{- end }}
-{{- end }}
-
-{{/* What every long-running process needs of the Secret, and its own address of the database. */}}
-{{- define "ragllava.secrets" -}}
-{{- range $key := concat (list .database "RAGLLAVA_REDIS_URL" "RAGLLAVA_S3_ACCESS_KEY" "RAGLLAVA_S3_SECRET_KEY") .root.Values.extraSecretKeys }}
-{{ include "ragllava.secret" (dict "root" $.root "key" $key) }}
 {{- end }}
 {{- end }}
 

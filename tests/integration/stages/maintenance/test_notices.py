@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import shutil
 import smtplib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from email import message_from_bytes
-from email.message import Message
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import Envelope
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
@@ -29,48 +25,16 @@ from ragllava.stores.maintenance import notices
 from ragllava.stores.maintenance.notices import MailingView, NewNotice, NoticeEvent
 from ragllava.stores.objects import ObjectStore
 from tests.support.job_rows import Desk
+from tests.support.mail_server import Certificate, MailServer, serving_mail
 from tests.support.web_receiver import check_signature, receiving
 
 ALL = "job_ended=mailto:ops@example.org, disk_low=mailto:ops@example.org, gap_found=mailto:ops@example.org"
 
 
-@dataclass
-class MailServer:
-    """What a mail server has accepted; `answers` are those to the next mails, at last that of acceptance."""
-
-    port: int = 0
-    answers: list[str] = field(default_factory=list)
-    accepted: list[Message] = field(default_factory=list)
-    receivers: list[str] = field(default_factory=list)
-
-    async def handle_DATA(self, _server: Any, _session: Any, envelope: Envelope) -> str:  # noqa: N802
-        answer = self.answers.pop(0) if self.answers else "250 accepted"
-        if answer.startswith("250"):
-            assert isinstance(envelope.content, bytes)
-            self.accepted.append(message_from_bytes(envelope.content))
-            self.receivers += envelope.rcpt_tos
-        return answer
-
-
-class AnyPort(Controller):
-    """Listens on a port that is free."""
-
-    def _trigger_server(self) -> None:
-        assert isinstance(self.server, asyncio.Server)
-        self.port = self.server.sockets[0].getsockname()[1]
-        super()._trigger_server()  # type: ignore[no-untyped-call]
-
-
 @pytest.fixture
 def mail() -> Iterator[MailServer]:
-    server = MailServer()
-    controller = AnyPort(server, hostname="127.0.0.1", port=0)
-    controller.start()
-    server.port = controller.port
-    try:
+    with serving_mail() as server:
         yield server
-    finally:
-        controller.stop()
 
 
 @pytest.fixture
@@ -201,6 +165,62 @@ def test_a_server_that_cannot_take_the_mail_has_surely_not_got_it(desk: Desk, mo
     assert process(desk) == 0
     [row] = mailings(desk)
     assert row.state == "given_up" and "no SMTPUTF8" in str(row.error) and "may have arrived" not in str(row.error)
+
+
+# Encryption and login
+
+
+@pytest.fixture
+def signed_in(desk: Desk) -> Desk:
+    """A desk that sends nothing without STARTTLS and a login; one mail waits."""
+    own = {"smtp_security": "starttls", "smtp_user": "ragllava", "smtp_password": SecretStr("open sesame")}
+    desk = replace(desk, settings=desk.settings.model_copy(update=own))
+    end_a_job(desk)
+    return desk
+
+
+def test_a_mail_over_starttls_with_the_right_login(
+    signed_in: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving_mail(Certificate.make(tmp_path), password="open sesame") as server:
+        where = f"127.0.0.1:{server.port}"
+        assert process(signed_in, smtp_host=where) == 0
+        [row] = mailings(signed_in)
+        assert "the certificate of the mail server 127.0.0.1 is not trusted (self-signed" in str(row.error)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        make_due(signed_in)
+        assert process(signed_in, smtp_host=where, smtp_password=SecretStr("open barley")) == 0
+        [row] = mailings(signed_in)
+        assert (row.state, row.attempts) == ("waiting", 2)
+        assert row.error is not None and "refuses the login with code 535; check RAGLLAVA_SMTP_USER" in row.error
+        assert "barley" not in row.error
+        assert server.accepted == []
+        make_due(signed_in)
+        assert process(signed_in, smtp_host=where) == 1
+    assert server.logins[-1] == ("ragllava", "open sesame", True)
+    assert set(server.logins[:-1]) == {("ragllava", "open barley", True)}, "by each method, and encrypted"
+    assert len(server.accepted) == 1
+    assert [row.state for row in mailings(signed_in)] == ["delivered"]
+
+
+def test_nothing_is_sent_in_the_clear_to_a_server_without_starttls(signed_in: Desk) -> None:
+    """It would take the login and the mail."""
+    with serving_mail(password="open sesame") as server:
+        where = f"127.0.0.1:{server.port}"
+        assert process(signed_in, smtp_host=where) == 0
+        [row] = mailings(signed_in)
+        assert (row.state, row.attempts, server.logins, server.accepted) == ("waiting", 1, [], [])
+        assert row.error is not None and row.error.startswith("the mail server 127.0.0.1 does not offer STARTTLS, so")
+        make_due(signed_in)
+        assert process(signed_in, smtp_host=where, smtp_security="none") == 1
+    assert server.logins == [("ragllava", "open sesame", False)]
+
+
+def test_a_server_that_takes_no_login(signed_in: Desk, mail: MailServer) -> None:
+    assert process(signed_in, smtp_security="none") == 0
+    [row] = mailings(signed_in)
+    assert row.state == "waiting" and "takes no login over this connection" in str(row.error)
+    assert mail.accepted == []
 
 
 class _Usage(NamedTuple):
