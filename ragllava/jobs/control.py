@@ -115,6 +115,8 @@ class JobView:
         """The state for people: of a job that has not started, how many jobs are served before it."""
         if self.jobs_before is None:
             return self.state.value
+        if self.jobs_before == 0:
+            return "waiting, next in turn"
         return f"waiting, {self.jobs_before} {'job' if self.jobs_before == 1 else 'jobs'} before it"
 
     @property

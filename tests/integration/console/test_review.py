@@ -250,9 +250,9 @@ def test_second_opinions_show_agreement(front: Front, browser: Browser, desk: De
         page = open_page(other, desk)
         assert "agreement 66.7 %" in page.inner_text("#review-progress")
         assert "of 3 answers" in page.inner_text("#review-progress")
-        assert "1 disagreements" in page.inner_text("#review-progress")
+        assert "1 disagreement" in page.inner_text("#review-progress")
         assert page.locator(".opinions").count() == 0  # of a case that nobody has labelled
-        page.get_by_text("1 disagreements").click()
+        page.get_by_text("1 disagreement").click()
         page.locator("#review-progress details a").click()
         page.wait_for_url("**case=**")
         both = page.get_by_role("region", name="opinions").locator(".opinion")
