@@ -51,7 +51,8 @@ _CHART = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option(
     "--only",
     metavar="GROUP,...",
-    help="Only these: rerank, search, captions, ingest, overhead, growth, http, estimates, deadlines, machinery.",
+    help="Only these: rerank, search, captions, ingest, overhead, growth, http, estimates, deadlines, machinery, "
+    "console.",
 )
 @click.option("--clip-retrieval", type=_COMMAND, help="Path of clip-retrieval.  [default: the one on PATH, if any]")
 @click.option("--chart", type=_CHART, help="Draw the ratios and their wanted limits into this .svg file.")

@@ -99,7 +99,8 @@ from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.promotions import Promotion
 from ragllava.stores.learning.registry import VersionView
-from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter, SaidOpinion
+from ragllava.stores.learning.review_counts import QueueCounts, ReviewTotals
+from ragllava.stores.learning.reviewing import QueueFilter, SaidOpinion
 from ragllava.stores.learning.trainings import StepLoss, TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.faults import Fault
@@ -184,6 +185,7 @@ __all__ = [
     "ResultRow",
     "Retrieval",
     "ReviewProgress",
+    "ReviewTotals",
     "Role",
     "SaidOpinion",
     "SavedResults",

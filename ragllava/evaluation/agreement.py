@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -18,20 +17,20 @@ class Agreement:
     kappa: float | None
 
 
-def agreement(pairs: Sequence[tuple[bool, bool]]) -> Agreement:
-    """The agreement of pairs (first person, second person).
+def agreement(both_yes: int, only_first: int, only_second: int, both_no: int) -> Agreement:
+    """The agreement of two people, by the number of things that both, only one, and neither of them called yes.
 
     Kappa is (observed − expected) / (1 − expected), where `expected` is the agreement of two people who say yes as
     often as these and know nothing (Cohen 1960, "A coefficient of agreement for nominal scales").
 
-    >>> agreement([(True, True)] * 20 + [(True, False)] * 5 + [(False, True)] * 10 + [(False, False)] * 15)
+    >>> agreement(20, 5, 10, 15)
     Agreement(count=50, raw=0.7, kappa=0.4)
     """
-    count = len(pairs)
+    count = both_yes + only_first + only_second + both_no
     if not count:
         return Agreement(0, None, None)
-    observed = sum(first == second for first, second in pairs) / count
-    yes = sum(first for first, _ in pairs) / count, sum(second for _, second in pairs) / count
+    observed = (both_yes + both_no) / count
+    yes = (both_yes + only_first) / count, (both_yes + only_second) / count
     expected = yes[0] * yes[1] + (1 - yes[0]) * (1 - yes[1])
     kappa = None if expected == 1 else round((observed - expected) / (1 - expected), 4)
     return Agreement(count, round(observed, 4), kappa)

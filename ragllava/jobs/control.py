@@ -18,7 +18,7 @@ from ragllava.errors import Conflict, KeyReused, NotFound
 from ragllava.jobs import totalling
 from ragllava.jobs.closing import close_job_if_ended
 from ragllava.jobs.deadlines import NO_LIMITS, JobLimits
-from ragllava.jobs.kinds import KINDS, JobDetail, kind_of
+from ragllava.jobs.kinds import KINDS, JobDetail, details_of, kind_of
 from ragllava.jobs.locking import lock_job
 from ragllava.jobs.queue import Lease, hand_back, insert_shards, unqueue
 from ragllava.jobs.standing import jobs_before
@@ -116,6 +116,8 @@ class JobView:
         """The state for people: of a job that has not started, how many jobs are served before it."""
         if self.jobs_before is None:
             return self.state.value
+        if self.jobs_before == 0:
+            return "waiting, next in turn"
         return f"waiting, {self.jobs_before} {'job' if self.jobs_before == 1 else 'jobs'} before it"
 
     @property
@@ -502,7 +504,8 @@ def _as_views(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobView]
     has_waiting = any(row.state == JobState.RUNNING and row.started_at is None for row in rows)
     before = jobs_before(connection) if has_waiting else {}
     counts = _counts_of_open(connection, rows)
-    return [_as_view(connection, row, before.get(row.job_id), counts.get(row.job_id, {})) for row in rows]
+    details = details_of(connection, ((row.job_id, row.kind, row.spec) for row in rows))
+    return [_as_view(row, before.get(row.job_id), counts.get(row.job_id, {}), details.get(row.job_id)) for row in rows]
 
 
 def _counts_of_open(connection: Connection, rows: Sequence[Row[Any]]) -> dict[int, dict[str, int]]:
@@ -517,11 +520,11 @@ def _counts_of_open(connection: Connection, rows: Sequence[Row[Any]]) -> dict[in
     return counts
 
 
-def _as_view(connection: Connection, row: Row[Any], jobs_before: int | None, counts_so_far: dict[str, int]) -> JobView:
-    kind = KINDS.get(row.kind)
+def _as_view(
+    row: Row[Any], jobs_before: int | None, counts_so_far: dict[str, int], detail: JobDetail | None
+) -> JobView:
     values = dict(row._mapping)
     values["state"] = JobState(row.state)
     total, counts = values.pop("total"), values.pop("counts")
     values["progress"] = Progress(total, counts_so_far if counts is None else counts)
-    values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind and kind.detail else None
-    return JobView(**values, jobs_before=jobs_before)
+    return JobView(**values, detail=detail, jobs_before=jobs_before)

@@ -7,7 +7,8 @@ tests/integration/jobs/test_kinds.py adds one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pkgutil import resolve_name
@@ -68,7 +69,8 @@ class Kind:
 
     # What the job shows and leaves
     detail_key: str = "detail"  # in JSON
-    detail: Callable[[Connection, int, Mapping[str, Any]], JobDetail | None] | None = None  # of a job id and its spec
+    # Of jobs of the kind, from their specs by job id; a job without a detail may be left out.
+    details: Callable[[Connection, Mapping[int, Mapping[str, Any]]], Mapping[int, JobDetail]] | None = None
     result_has_detail: bool = False
     # Address of a function of (engine, objects, job, reconciliation), called after the end of the job. It does what is
     # left to do and returns what to add to the job's result.
@@ -116,7 +118,7 @@ ANSWER = Kind(
     refused=AnswerStatus.FAILED,
     noun="question",
     detail_key="refresh",
-    detail=refreshes.view,
+    details=refreshes.views,
     result_has_detail=True,
     finish="ragllava.stages.results.finalize:write_files",
 )
@@ -136,7 +138,7 @@ TRAIN = Kind(
     guard_retry=trainings.guard_retry,
     noun="training",
     detail_key="training",
-    detail=lambda connection, job_id, _spec: trainings.view(connection, job_id),
+    details=trainings.views,
     result_has_detail=True,
 )
 
@@ -153,7 +155,7 @@ REINDEX = Kind(
     noun="image",
     last_noun="the gate",
     detail_key="reindexing",
-    detail=reindex_items.view,
+    details=reindex_items.views,
 )
 
 MAINTENANCE = Kind(
@@ -168,7 +170,7 @@ MAINTENANCE = Kind(
     refused=TaskStatus.FAILED,
     noun="maintenance task",
     detail_key="maintenance",
-    detail=lambda connection, job_id, _spec: tasks.view(connection, job_id),
+    details=tasks.views,
 )
 
 REQUEST = Kind(
@@ -190,6 +192,22 @@ def kind_of(name: str) -> Kind:
     if name not in KINDS:
         raise UsageError(f"this version has no jobs of the kind {name!r}; run the version that made the job")
     return KINDS[name]
+
+
+def details_of(connection: Connection, listed: Iterable[tuple[int, str, Mapping[str, Any]]]) -> dict[int, JobDetail]:
+    """The details of jobs (id, kind, spec), by id: one look for each kind, however many jobs there are.
+
+    Jobs without a detail, and those of a kind that this version does not have, are left out.
+    """
+    specs: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for job_id, name, spec in listed:
+        specs[name][job_id] = spec
+    details: dict[int, JobDetail] = {}
+    for name, of_kind in specs.items():
+        kind = KINDS.get(name)
+        if kind is not None and kind.details is not None:
+            details |= kind.details(connection, of_kind)
+    return details
 
 
 def is_known_kind() -> ColumnElement[bool]:

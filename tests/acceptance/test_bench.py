@@ -77,8 +77,12 @@ def test_reranking_gives_the_scores_of_the_reference(shell: Terminal) -> None:
     assert_nothing_is_left(shell)
 
 
-def test_a_graph_finds_what_the_exact_scan_finds(shell: Terminal) -> None:
-    rows = rows_of(run(shell, "--only", "search", *SMALL, "--json"))
+def test_a_graph_finds_what_the_exact_scan_finds_and_pages_of_the_console_are_timed(shell: Terminal) -> None:
+    measured = rows_of(run(shell, "--only", "search,console", *SMALL, "--json"))
+    pages = [row for row in measured if row["group"] == "console"]
+    assert {"pictures", "questions"} <= {word for row in pages for word in row["name"].split(":")[0].split()}
+    assert all(0 < row["figures"]["median_ms"] <= row["ours"] and row["reference_value"] == 300 for row in pages)
+    rows = [row for row in measured if row["group"] == "search"]
     names = [row["name"] for row in rows if "faiss" not in row["name"]]
     assert names == ["search, 400 × 512, 64 questions", "search, 400 × 512, one question"]
     assert all(row["wanted_at_least"] == 20 for row in rows if row["name"] in names)

@@ -73,7 +73,7 @@ def train(cluster: Cluster, steps: int) -> int:
 
 def steps_done(cluster: Cluster, job_id: int) -> int:
     with cluster.client.engine.begin() as connection:
-        return trainings.view(connection, job_id).steps_done
+        return trainings.views(connection, [job_id])[job_id].steps_done
 
 
 def adapters(cluster: Cluster) -> list[Any]:

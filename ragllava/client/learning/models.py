@@ -62,9 +62,11 @@ class Models(Namespace):
         return self._do(trainings.labelled_archives, role)
 
     def new_labels(self, archive: str, role: Role = Role.RERANKER) -> int:
-        """How many questions of an archive were labelled since the last training of a role began there."""
-        due = self._do(trainings.due_archives, role, 1)
-        return next((item.labelled for item in due if item.archive == archive), 0)
+        """How many questions of an archive were labelled since the last training of a role began there.
+
+        Raises UsageError for an unknown archive.
+        """
+        return self._of_archive(archive, trainings.count_new_labels, role)
 
     def default_preset(self) -> str:
         """The training preset for the models of the profile."""

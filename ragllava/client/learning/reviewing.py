@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import astuple, dataclass
 
 from sqlalchemy import Connection
 
 from ragllava.client.connections import Namespace, this_user
 from ragllava.errors import UsageError
 from ragllava.evaluation.agreement import Agreement, agreement
-from ragllava.records import Verdict
 from ragllava.stages.feedback.reviewing import (
     Opinion,
     SavedReview,
@@ -23,19 +20,21 @@ from ragllava.stages.feedback.reviewing import (
 )
 from ragllava.stores.access.tenancy import acting_owner
 from ragllava.stores.jobs.answered import QuestionKey
-from ragllava.stores.learning import reviewing
+from ragllava.stores.learning import review_counts, reviewing
 from ragllava.stores.learning.noisy import NoisyView
-from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter, Review, Reviewer, SaidOpinion
+from ragllava.stores.learning.review_counts import QueueCounts, ReviewTotals
+from ragllava.stores.learning.reviewing import QueueFilter, Reviewer, SaidOpinion
 
 MOST_CASES = 50  # that one tab leases with one call
-_COMPARED_CASES = 2_000  # the newest ones of which the agreement is computed
+_COMPARED_REVIEWS = 2_000  # the newest ones, in whose cases second opinions are counted and agreement is computed
 
 
 @dataclass(frozen=True, slots=True)
 class ReviewProgress:
     """How far the reviews of an archive are, and how far reviewers agree about answers and about pictures.
 
-    `disagreed` are cases on which two of them disagree, at most 20, the newest first.
+    Second opinions and agreement are those of the newest 2,000 reviews. `disagreed` are cases on which two reviewers
+    disagree, at most 20, the newest first.
     """
 
     counts: QueueCounts
@@ -110,6 +109,10 @@ class Reviewing(Namespace):
         """How far the reviews of an archive are, and how far reviewers agree. Raises UsageError."""
         return self._of_archive(archive, _progress, self._reviewer(tab))
 
+    def totals(self, archive: str) -> ReviewTotals:
+        """How many cases have ended and reviews are the caller's, in the whole history. Raises UsageError."""
+        return self._of_archive(archive, review_counts.count_all, self._reviewer(""))
+
     def count_open(self) -> dict[str, int]:
         """How many open cases each archive has, by its name; archives without any are left out."""
         return self._do(reviewing.count_open)
@@ -128,25 +131,6 @@ class Reviewing(Namespace):
 
 
 def _progress(connection: Connection, archive_id: int, reviewer: Reviewer) -> ReviewProgress:
-    counts = reviewing.count_queue(connection, archive_id, reviewer)
-    by_case: dict[QuestionKey, list[Review]] = defaultdict(list)
-    for review in reviewing.opinions(connection, archive_id, _COMPARED_CASES):
-        by_case[review.key].append(review)
-    pairs = [
-        pair for reviews in by_case.values() for pair in pairwise(sorted(reviews, key=lambda review: review.id or 0))
-    ]
-    answers = [(first.verdict is Verdict.RIGHT, second.verdict is Verdict.RIGHT) for first, second in pairs]
-    pictures = [judged for first, second in pairs for judged in _pictures(first, second)]
-    disagreed = [first.key for first, second in pairs if _disagree(first, second)]
-    newest = tuple(sorted(dict.fromkeys(disagreed), reverse=True)[:20])
-    return ReviewProgress(counts, agreement(answers), agreement(pictures), newest)
-
-
-def _pictures(first: Review, second: Review) -> list[tuple[bool, bool]]:
-    """What both said of each picture that both judged."""
-    judged = {*first.relevant, *first.irrelevant} & {*second.relevant, *second.irrelevant}
-    return [(image in first.relevant, image in second.relevant) for image in sorted(judged)]
-
-
-def _disagree(first: Review, second: Review) -> bool:
-    return first.verdict is not second.verdict or any(ours != theirs for ours, theirs in _pictures(first, second))
+    recent = review_counts.recent_reviews(connection, archive_id, reviewer, _COMPARED_REVIEWS)
+    answers, pictures = (agreement(*astuple(pairs)) for pairs in (recent.answers, recent.pictures))
+    return ReviewProgress(recent.counts, answers, pictures, recent.disagreed)

@@ -45,7 +45,7 @@ def http_rows(workload: Workload) -> list[BenchRow]:
     client = workload.require_client()
     texts = sample_questions(workload)
     key, _ = client.access.create_key(NewKey("bench", AccessRole.ASK))
-    with _serving(str(client.settings.home)) as address:
+    with serving(str(client.settings.home)) as address:
         door = _Door(address, key)
         batch_id = door.make_batch(texts[0])
         return [_look_row(workload, door, batch_id), _ask_row(workload, door, texts)]
@@ -161,7 +161,7 @@ def _answer(tools: AnswerTools, text: str) -> float:
 
 
 @contextmanager
-def _serving(home: str) -> Iterator[str]:
+def serving(home: str) -> Iterator[str]:
     """`ragllava serve` in a process of its own, on a free port; its address. Raises RagllavaError if it does not come
     up."""
     with socket.socket() as chosen:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from ragllava.errors import UsageError
+from ragllava.lab.bench.console_pages import console_rows
 from ragllava.lab.bench.estimates import deadline_rows, estimate_rows
 from ragllava.lab.bench.first_stage import first_stage_rows
 from ragllava.lab.bench.front_door import http_rows
@@ -48,6 +49,7 @@ GROUPS = (
     Group("estimates", Needs.WORKERS, estimate_rows),
     Group("deadlines", Needs.WORKERS, deadline_rows),
     Group("machinery", Needs.SERVICES, machinery_rows),
+    Group("console", Needs.SERVICES, console_rows),
 )
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, literal, select, text, update
 
 from ragllava.json_records import from_json
 from ragllava.records import JobKind, ReindexStatus, StoredImage
-from ragllava.stores.database import copy_rows, equals_any, given, lock_name, record
+from ragllava.stores.database import copy_rows, equals_any, given, lock_name, record, same
 from ragllava.stores.schema import images, jobs, reindexed
 
 
@@ -145,12 +145,18 @@ def open_jobs(connection: Connection, archive_id: int) -> list[int]:
     )
 
 
-def view(connection: Connection, job_id: int, spec: Mapping[str, Any]) -> ReindexingView:
-    """The reindexing of a reindex job with this spec."""
-    is_gate = (reindexed.c.job_id == job_id, reindexed.c.item_no == spec.get("gate"))
-    query = select(reindexed.c.status.label("gate_status"), reindexed.c.reason).where(*is_gate)
-    gate = connection.execute(query).mappings().one_or_none() or {"gate_status": None, "reason": None}
-    return from_json(ReindexingView, {"index_id": spec["index"], "selection": spec["selection"], **gate})
+def views(connection: Connection, specs: Mapping[int, Mapping[str, Any]]) -> dict[int, ReindexingView]:
+    """The reindexings of reindex jobs, by job; `specs` are their specs, by job."""
+    gates = [(job_id, spec["gate"]) for job_id, spec in specs.items() if spec.get("gate") is not None]
+    are_gates = same(reindexed, given(gates, reindexed.c.job_id, reindexed.c.item_no), "job_id", "item_no")
+    query = select(reindexed.c.job_id, reindexed.c.status.label("gate_status"), reindexed.c.reason).where(are_gates)
+    outcomes = {row.job_id: dict(row._mapping) for row in connection.execute(query)} if gates else {}
+    views = {}
+    for job_id, spec in specs.items():
+        gate = outcomes.get(job_id, {"gate_status": None, "reason": None})
+        view = gate | {"index_id": spec["index"], "selection": spec["selection"]}
+        views[job_id] = from_json(ReindexingView, view)
+    return views
 
 
 def gaps(connection: Connection, archive_id: int, index_id: int | None) -> list[GapRow]:

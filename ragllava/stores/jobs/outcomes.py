@@ -57,6 +57,19 @@ def ranges(total: int, size: int) -> Iterator[tuple[int, int]]:
     yield from ((lo, lo + size if lo != starts[-1] else _BEYOND) for lo in starts)
 
 
+def counted_together(totals: Mapping[int, int]) -> list[list[int]]:
+    """The jobs of these numbers of inputs in groups that one statement can count; a job that is too large is alone."""
+    groups: list[list[int]] = []
+    room = 0
+    for job_id, total in totals.items():
+        if total > room:
+            groups.append([])
+            room = max(total, COUNTED_AT_ONCE)
+        groups[-1].append(job_id)
+        room -= total
+    return groups
+
+
 _BEYOND = 2**62
 
 
@@ -231,19 +244,11 @@ JobInputs = InputTable | QuestionInputs
 
 def _count_many(inputs: JobInputs, connection: Connection, totals: Mapping[int, int]) -> dict[int, dict[str, int]]:
     counts: dict[int, dict[str, int]] = {job_id: {} for job_id in totals}
-    pages: list[list[int]] = [[]]
-    room = COUNTED_AT_ONCE
-    for job_id, total in totals.items():
-        if total > COUNTED_AT_ONCE:
-            counts[job_id] = inputs.count(connection, job_id, total)
+    for job_ids in counted_together(totals):
+        if totals[job_ids[0]] > COUNTED_AT_ONCE:
+            counts[job_ids[0]] = inputs.count(connection, job_ids[0], totals[job_ids[0]])
             continue
-        if total > room:
-            pages.append([])
-            room = COUNTED_AT_ONCE
-        pages[-1].append(job_id)
-        room -= total
-    for page in filter(None, pages):
-        for job_id, status, number in inputs.count_small(connection, page):
+        for job_id, status, number in inputs.count_small(connection, job_ids):
             counts[job_id][status] = number
     return counts
 

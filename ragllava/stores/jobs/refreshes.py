@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from ragllava.records import Question
 from ragllava.stores.database import record, records
-from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, LATEST_ANSWER, ranges
+from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, LATEST_ANSWER, counted_together, ranges
 
 _PAGE = 10_000  # lines in a statement, which must end before the statement timeout
 
@@ -107,18 +107,29 @@ def _of(job_id: int, numbers: Sequence[int]) -> dict[str, Any]:
     return {"job_id": job_id, "numbers": list(numbers), "first": min(numbers), "last": max(numbers)}
 
 
-def view(connection: Connection, job_id: int, spec: Mapping[str, Any]) -> RefreshView | None:
-    """The counts of a refresh; None for an answer job that refreshes no other."""
-    if "refreshes" not in spec:
-        return None
-    total = connection.execute(text("SELECT total FROM jobs WHERE id = :id"), {"id": job_id}).scalar_one()
-    counts: Counter[str] = Counter(taken_over=0, asked_again=0, changed=0)
-    because: Counter[str] = Counter()
-    for lo, hi in ranges(total, COUNTED_AT_ONCE):
-        part = {"job_id": job_id, "lo": lo, "hi": hi}
-        counts.update(connection.execute(_COUNTS, part).one()._asdict())
-        because.update(dict(connection.execute(_BECAUSE, part).all()))
-    return RefreshView(refreshes=spec["refreshes"], because=dict(sorted(because.items())), **counts)
+def views(connection: Connection, specs: Mapping[int, Mapping[str, Any]]) -> dict[int, RefreshView]:
+    """The counts of refreshes, by job; answer jobs that refresh no other are left out. Small jobs share a statement.
+
+    `specs` are the specs of answer jobs, by job.
+    """
+    refreshed = {job_id: spec["refreshes"] for job_id, spec in specs.items() if "refreshes" in spec}
+    if not refreshed:
+        return {}
+    query = text("SELECT id, total FROM jobs WHERE id = ANY(:job_ids) ORDER BY id")
+    totals: dict[int, int] = dict(connection.execute(query, {"job_ids": list(refreshed)}).all())
+    counts = {job_id: Counter(taken_over=0, asked_again=0, changed=0) for job_id in refreshed}
+    because: dict[int, Counter[str]] = {job_id: Counter() for job_id in refreshed}
+    for job_ids in counted_together(totals):
+        for lo, hi in ranges(totals[job_ids[0]], COUNTED_AT_ONCE):
+            part = {"job_ids": job_ids, "lo": lo, "hi": hi}
+            for job_id, *numbers in connection.execute(_COUNTS, part):
+                counts[job_id].update(dict(zip(counts[job_id], numbers, strict=True)))
+            for job_id, change, number in connection.execute(_BECAUSE, part):
+                because[job_id][change] += number
+    return {
+        job_id: RefreshView(refreshes=earlier, because=dict(sorted(because[job_id].items())), **counts[job_id])
+        for job_id, earlier in refreshed.items()
+    }
 
 
 _EARLIER = """
@@ -193,18 +204,18 @@ _TAKE_CANDIDATES = text(f"""
 
 _NOW = f"""
     FROM questions q {LATEST_ANSWER}
-    WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND a.status IS NOT NULL
+    WHERE q.job_id = ANY(:job_ids) AND q.question_no >= :lo AND q.question_no < :hi AND a.status IS NOT NULL
 """
 
 _COUNTS = text(f"""
-    SELECT count(*) FILTER (WHERE cardinality(a.changes) = 0) AS taken_over,
+    SELECT q.job_id, count(*) FILTER (WHERE cardinality(a.changes) = 0) AS taken_over,
            count(*) FILTER (WHERE cardinality(a.changes) > 0) AS asked_again,
            count(*) FILTER (WHERE a.status IS DISTINCT FROM q.previous ->> 'status'
                                OR a.text IS DISTINCT FROM q.previous ->> 'answer') AS changed
-    {_NOW}
+    {_NOW} GROUP BY q.job_id
 """)  # noqa: S608 - no foreign text
 
 _BECAUSE = text(f"""
-    SELECT change, count(*) AS number FROM (SELECT a.changes {_NOW}) latest CROSS JOIN unnest(latest.changes) AS change
-    GROUP BY change
+    SELECT job_id, change, count(*) AS number
+    FROM (SELECT q.job_id, a.changes {_NOW}) latest CROSS JOIN unnest(latest.changes) AS change GROUP BY job_id, change
 """)  # noqa: S608 - no foreign text

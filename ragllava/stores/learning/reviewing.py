@@ -97,21 +97,6 @@ class SaidOpinion:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class QueueCounts:
-    """How far the reviews of an archive are. `held` counts open cases that others have open; days are those of UTC."""
-
-    open: int
-    labelled: int
-    dismissed: int
-    held: int
-    mine: int
-    mine_today: int
-    all_today: int
-    second_opinions: int
-    by_reason: dict[str, int]
-
-
 def claim(
     connection: Connection,
     archive_id: int,
@@ -246,27 +231,12 @@ def forget_undo(connection: Connection, archive_id: int) -> None:
     connection.execute(update(reviews).where(*with_undo).values(undo=None))
 
 
-def count_queue(connection: Connection, archive_id: int, reviewer: Reviewer) -> QueueCounts:
-    """How far the reviews of an archive are."""
-    values = {"archive_id": archive_id, "me": reviewer.name, "tab": reviewer.tab}
-    states: dict[str, int] = dict(connection.execute(_STATES, values).all())
-    row = connection.execute(_COUNTS, values).one()
-    by_reason: dict[str, int] = dict(connection.execute(_REASONS, values).all())
-    counts = {state.value: states.get(state.value, 0) for state in NoisyState}
-    return QueueCounts(**counts, **row._mapping, by_reason=by_reason)
-
-
 def count_open(connection: Connection) -> dict[str, int]:
     """How many open cases each archive has, by its name; archives without any are left out."""
     of_archive = noisy_cases.join(archives, archives.c.id == noisy_cases.c.archive_id)
     query = select(archives.c.name, func.count()).select_from(of_archive).group_by(archives.c.name)
     rows = connection.execute(query.where(noisy_cases.c.state == NoisyState.OPEN.value))
     return {name: int(count) for name, count in rows}
-
-
-def opinions(connection: Connection, archive_id: int, limit: int) -> list[Review]:
-    """The newest opinion of each person on the cases that several have labelled, by case; of the newest `limit`."""
-    return records(Review, connection.execute(_OPINIONS, {"archive_id": archive_id, "limit": limit}))
 
 
 def opinions_on(connection: Connection, key: QuestionKey) -> list[SaidOpinion]:
@@ -325,36 +295,6 @@ _RESTORE = (
         WHERE job_id = :job_id AND question_no = :no AND version = :restored
     """),
 )
-_STATES = text("SELECT state, count(*) FROM noisy_cases WHERE archive_id = :archive_id GROUP BY state")
-_REASONS = text("""
-    SELECT reason, count(*) FROM noisy_cases, unnest(reasons) AS reason
-    WHERE archive_id = :archive_id AND state = 'open' GROUP BY reason ORDER BY count(*) DESC, reason
-""")
-_COUNTS = text("""
-    SELECT (SELECT count(*) FROM noisy_cases
-            WHERE archive_id = :archive_id AND state = 'open' AND locked_until > now()
-              AND (locked_by <> :me OR locked_tab <> :tab)) AS held,
-           count(*) FILTER (WHERE reviewer = :me) AS mine,
-           count(*) FILTER (WHERE reviewer = :me AND created_at >= date_trunc('day', now())) AS mine_today,
-           count(*) FILTER (WHERE created_at >= date_trunc('day', now())) AS all_today,
-           (SELECT count(*) FROM (
-                SELECT FROM reviews o
-                JOIN noisy_cases n ON n.job_id = o.job_id AND n.question_no = o.question_no AND n.state = 'labelled'
-                WHERE o.archive_id = :archive_id
-                GROUP BY o.job_id, o.question_no
-                HAVING count(DISTINCT o.reviewer) FILTER (WHERE o.verdict IS NOT NULL) = 1
-                   AND NOT bool_or(o.reviewer = :me)) waiting) AS second_opinions
-    FROM reviews WHERE archive_id = :archive_id
-""")
-_OPINIONS = text("""
-    SELECT DISTINCT ON (r.job_id, r.question_no, r.reviewer) r.* FROM reviews r
-    JOIN (SELECT job_id, question_no FROM reviews
-          WHERE archive_id = :archive_id AND verdict IS NOT NULL
-          GROUP BY job_id, question_no HAVING count(DISTINCT reviewer) > 1
-          ORDER BY max(id) DESC LIMIT :limit) several USING (job_id, question_no)
-    WHERE r.verdict IS NOT NULL
-    ORDER BY r.job_id, r.question_no, r.reviewer, r.id DESC
-""")
 _OPINIONS_ON = text("""
     SELECT * FROM (
         SELECT DISTINCT ON (r.reviewer) r.id, r.reviewer, r.verdict, l.answer, r.relevant, r.irrelevant, r.created_at

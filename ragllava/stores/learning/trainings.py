@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
 from ragllava.records import JobKind, Role, TrainingStatus
-from ragllava.stores.database import lock_name, record, records
+from ragllava.stores.database import equals_any, lock_name, record, records
 from ragllava.stores.schema import jobs, model_versions, training_steps, trainings
 
 _WITHOUT_VERSION = [status.value for status in (TrainingStatus.FAILED, TrainingStatus.DEAD, TrainingStatus.CANCELLED)]
@@ -106,10 +106,11 @@ def guard_retry(connection: Connection, job_id: int) -> None:
         require_none_open(connection, role)
 
 
-def view(connection: Connection, job_id: int) -> TrainingView:
-    """The training of a train job."""
+def views(connection: Connection, job_ids: Collection[int]) -> dict[int, TrainingView]:
+    """The trainings of train jobs, by job."""
     query = select(trainings, model_versions.c.name.label("version")).outerjoin(model_versions)
-    return record(TrainingView, connection.execute(query.where(trainings.c.job_id == job_id)).one())
+    rows = connection.execute(query.where(equals_any(trainings.c.job_id, job_ids)))
+    return {row.job_id: record(TrainingView, row) for row in rows}
 
 
 def set_phase(connection: Connection, job_id: int, phase: str) -> None:
@@ -152,16 +153,32 @@ def due_archives(connection: Connection, role: Role, labelled: int, *, to_judge:
     counts for the archives it replayed as well, unless it made no version: that other archive may have had too few
     labels.
     """
-    query = text("""
+    query = text(f"""
         SELECT a.name AS archive, count(DISTINCT (l.job_id, l.question_no)) AS labelled, max(l.id) AS last_label
         FROM labels l JOIN archives a ON a.id = l.archive_id
-        WHERE l.created_at > coalesce((SELECT max(j.created_at) FROM jobs j JOIN trainings t ON t.job_id = j.id
-            WHERE t.role = :role AND j.spec->'archives' ? a.name AND (:to_judge OR j.spec->>'version' IS NULL)
-            AND (j.spec->'archives'->>0 = a.name OR NOT coalesce(t.status = ANY(:in_vain), false))), '-infinity')
+        WHERE l.created_at > {_LAST_BEGUN}
         GROUP BY a.name HAVING count(DISTINCT (l.job_id, l.question_no)) >= :labelled ORDER BY a.name
-    """)
+    """)  # noqa: S608 - our own condition
     values = {"role": role.value, "labelled": labelled, "in_vain": _WITHOUT_VERSION, "to_judge": to_judge}
     return records(DueArchive, connection.execute(query, values))
+
+
+def count_new_labels(connection: Connection, archive_id: int, role: Role) -> int:
+    """How many questions of an archive were labelled since the last training of the role; reads only their labels."""
+    query = text(f"""
+        SELECT count(DISTINCT (job_id, question_no)) FROM labels WHERE archive_id = :archive_id AND created_at > (
+            SELECT {_LAST_BEGUN} FROM archives a WHERE a.id = :archive_id)
+    """)  # noqa: S608 - our own condition
+    values = {"archive_id": archive_id, "role": role.value, "in_vain": _WITHOUT_VERSION, "to_judge": False}
+    return int(connection.execute(query, values).scalar_one())
+
+
+# When the last training began that counts for the archive `a`.
+_LAST_BEGUN = """
+    coalesce((SELECT max(j.created_at) FROM jobs j JOIN trainings t ON t.job_id = j.id
+        WHERE t.role = :role AND j.spec->'archives' ? a.name AND (:to_judge OR j.spec->>'version' IS NULL)
+        AND (j.spec->'archives'->>0 = a.name OR NOT coalesce(t.status = ANY(:in_vain), false))), '-infinity')
+"""
 
 
 def labelled_archives(connection: Connection, role: Role) -> Sequence[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
 from ragllava.records import TaskName, TaskStatus
-from ragllava.stores.database import record
+from ragllava.stores.database import equals_any, record
 from ragllava.stores.schema import maintenance_tasks
 
 
@@ -31,10 +32,10 @@ def insert_task(connection: Connection, job_id: int, action: TaskName) -> None:
     connection.execute(maintenance_tasks.insert().values(job_id=job_id, action=action.value))
 
 
-def view(connection: Connection, job_id: int) -> TaskView:
-    """The maintenance task of a maintenance job."""
-    query = select(maintenance_tasks).where(maintenance_tasks.c.job_id == job_id)
-    return record(TaskView, connection.execute(query).one())
+def views(connection: Connection, job_ids: Collection[int]) -> dict[int, TaskView]:
+    """The maintenance tasks of maintenance jobs, by job."""
+    query = select(maintenance_tasks).where(equals_any(maintenance_tasks.c.job_id, job_ids))
+    return {row.job_id: record(TaskView, row) for row in connection.execute(query)}
 
 
 def finish(connection: Connection, job_id: int, summary: str, report: dict[str, Any], *, failed: bool = False) -> None:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Column, Connection, Engine, ForeignKey, MetaData, Table, Text, func, select
+from sqlalchemy import BigInteger, Column, Connection, Engine, ForeignKey, MetaData, Table, Text, func, select, text
 
 from ragllava.cli import progress
 from ragllava.client import Client
@@ -30,6 +30,7 @@ from ragllava.stores.maintenance import inspection
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk
+from tests.support.plans import visited_rows
 from tests.support.run_command import Run
 
 words = Table(
@@ -64,10 +65,10 @@ class WordsView:
         return asdict(self)
 
 
-def view_words(connection: Connection, job_id: int, _spec: Mapping[str, Any]) -> WordsView:
-    """The detail of a words job."""
-    query = select(func.coalesce(func.sum(words.c.letters), 0)).where(words.c.job_id == job_id)
-    return WordsView(int(connection.execute(query).scalar_one()))
+def view_words(connection: Connection, specs: Mapping[int, Mapping[str, Any]]) -> dict[int, WordsView]:
+    """The details of words jobs."""
+    query = select(words.c.job_id, func.coalesce(func.sum(words.c.letters), 0)).where(words.c.job_id.in_(list(specs)))
+    return {job_id: WordsView(int(letters)) for job_id, letters in connection.execute(query.group_by(words.c.job_id))}
 
 
 def words_stage(context: ShardContext[Resources]) -> None:
@@ -101,7 +102,7 @@ WORDS = Kind(
     refused=WordStatus.UNREADABLE,
     noun="word",
     detail_key="words",
-    detail=view_words,
+    details=view_words,
     result_has_detail=True,
 )
 
@@ -212,3 +213,52 @@ def test_inspection_and_vacuum_cover_its_table(desk: Desk) -> None:
     task = desk.job(task_id).task
     assert task is not None and task.report is not None, desk.job(task_id).error
     assert "words" in [table["table"] for table in task.report["tables"]]
+
+
+def test_a_long_list_of_jobs_takes_as_many_statements_as_a_short_one(engine: Engine) -> None:
+    for number in range(40):
+        with engine.begin() as connection:
+            for statement in _JOB_OF_EACH_KIND[number % 5]:
+                connection.execute(text(statement), {"number": number})
+
+    def listing(limit: int) -> int:
+        return len(visited_rows(engine, lambda connection: control.list_jobs(connection, limit=limit)))
+
+    assert listing(40) == listing(5) > 0
+    with engine.begin() as connection:
+        listed = control.list_jobs(connection, limit=40)
+        assert [job.as_json() for job in listed] == [control.view(connection, job.job_id).as_json() for job in listed]
+    shown = {json.dumps(job.detail_json(), sort_keys=True) for job in listed}
+    assert len(shown) == 33  # each its own, but the jobs without a detail
+
+
+_JOB = """
+    INSERT INTO jobs (id, kind, state, spec, total, spec_digest) OVERRIDING SYSTEM VALUE
+"""
+_JOB_OF_EACH_KIND = (
+    (f"{_JOB} VALUES (:number, 'ingest', 'running', '{{}}', 1, '')",),
+    (
+        f"{_JOB} VALUES (:number, 'train', 'running', '{{}}', 1, '')",
+        "INSERT INTO trainings (job_id, role, steps_done) VALUES (:number, 'reranker', :number)",
+    ),
+    (
+        f"{_JOB} VALUES (:number, 'maintenance', 'running', '{{}}', 1, '')",
+        "INSERT INTO maintenance_tasks (job_id, action, reason) VALUES (:number, 'gaps', CAST(:number AS text))",
+    ),
+    (
+        f"""{_JOB} VALUES (:number, 'reindex', 'running',
+                jsonb_build_object('index', CAST(:number AS int), 'selection', 'all', 'gate', 2), 3, '')""",
+        """INSERT INTO reindexed (job_id, item_no, status, reason)
+           SELECT :number, n, 'kept', n || ' of ' || :number FROM generate_series(0, 2) n""",
+    ),
+    (
+        f"""{_JOB} VALUES (:number, 'answer', 'completed',
+                jsonb_build_object('options', '{{}}'::jsonb, 'refreshes', CAST(:number AS int)), 2, '')""",
+        """INSERT INTO questions (job_id, question_no, place, line, custom_id, text, previous)
+           SELECT :number, n, n, n, 'q' || n, 'What?', '{"status": "answered", "answer": "no"}'
+           FROM generate_series(0, 1) n""",
+        """INSERT INTO answers (job_id, question_no, run_no, status, text, changes)
+           SELECT :number, n, 1, 'answered', 'yes', CASE n WHEN 1 THEN ARRAY['index', 'images'] ELSE '{}' END
+           FROM generate_series(0, 1) n""",
+    ),
+)

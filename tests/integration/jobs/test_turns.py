@@ -154,6 +154,7 @@ def test_a_job_that_has_not_started_says_how_many_jobs_are_before_it(desk: Desk,
     first, second, urgent = (desk.questions_job(2, per_shard=1, priority=priority) for priority in (0, 0, 10))
     assert {job: desk.job(job).jobs_before for job in (first, second, urgent)} == {first: 1, second: 2, urgent: 0}
     assert desk.job(second).state_text == "waiting, 2 jobs before it"
+    assert desk.job(urgent).state_text == "waiting, next in turn"
     slot = Slot(desk)
     running = slot.begin()
     assert running.job_id == urgent

@@ -184,7 +184,7 @@ def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginnin
     job_id = submit(bench, request())
     with_stage(bench, interrupted_after(18, ShardInterrupted("shutdown"))).run_once()
     with bench.engine.begin() as connection:
-        stopped = trainings.view(connection, job_id)
+        stopped = trainings.views(connection, [job_id])[job_id]
     assert (stopped.phase, stopped.status) == ("training", None)
     shutil.rmtree(bench.settings.home)
     for name, days in (("3-20200101T000000000000", 8), ("4-20200101T000000000000", 6)):

@@ -36,14 +36,14 @@ def test_nothing_labelled_is_no_figure_rather_than_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "expected"),
+    ("counts", "expected"),
     [
-        ([], Agreement(0, None, None)),
-        ([(True, True)] * 4, Agreement(4, 1.0, None)),
-        ([(True, True), (False, False)], Agreement(2, 1.0, 1.0)),
-        ([(True, False), (False, True)], Agreement(2, 0.0, -1.0)),
-        ([(True, True), (True, False), (False, True), (False, False)], Agreement(4, 0.5, 0.0)),
+        ((0, 0, 0, 0), Agreement(0, None, None)),
+        ((4, 0, 0, 0), Agreement(4, 1.0, None)),
+        ((1, 0, 0, 1), Agreement(2, 1.0, 1.0)),
+        ((0, 1, 1, 0), Agreement(2, 0.0, -1.0)),
+        ((1, 1, 1, 1), Agreement(4, 0.5, 0.0)),
     ],
 )
-def test_agreement(pairs: list[tuple[bool, bool]], expected: Agreement) -> None:
-    assert agreement(pairs) == expected
+def test_agreement(counts: tuple[int, int, int, int], expected: Agreement) -> None:
+    assert agreement(*counts) == expected

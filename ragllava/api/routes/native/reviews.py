@@ -193,9 +193,10 @@ class ReviewsObject(Answer):
 @routes.get("/v1/archives/{archive}/reviews", needs=AccessRole.REVIEW, answer=ReviewsObject, archive_in="path:archive")
 def show_reviews(call: Call[NoQuery, NoBody]) -> ReviewsObject:
     """Open cases, reviews of the caller and of today; how far reviewers agree, raw and as Cohen's kappa."""
-    progress = call.client.reviewing.progress(call.archive(call.path("archive")))
+    name = call.archive(call.path("archive"))
+    progress, totals = call.client.reviewing.progress(name), call.client.reviewing.totals(name)
     return ReviewsObject(
-        counts=json_of(progress.counts),
+        counts=json_of(progress.counts) | json_of(totals),
         answers=json_of(progress.answers),
         pictures=json_of(progress.pictures),
         disagreed=_cases(progress.disagreed),

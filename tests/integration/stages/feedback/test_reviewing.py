@@ -8,16 +8,20 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from ragllava.client import Client, Opinion, QueueFilter, acting
 from ragllava.errors import Conflict, InvalidInput, NotFound, UsageError
-from ragllava.records import AnswerStatus, NoisyReason, NoisyState, Verdict
+from ragllava.records import AnswerStatus, NoisyReason, NoisyState, Role, Verdict
 from ragllava.settings import Settings
 from ragllava.stores.access.tenancy import Scope
+from ragllava.stores.learning import review_counts, trainings
 from ragllava.stores.learning.noisy import NoisyView
+from ragllava.stores.learning.review_counts import PairCounts
+from ragllava.stores.learning.reviewing import Reviewer
 from ragllava.stores.maintenance import erasing_images
 from ragllava.stores.maintenance.erasures import Pending
+from tests.support.plans import visited_rows
 from tests.support.reviewed_job import Review, add_job, open_review
 
 As = Callable[[str], AbstractContextManager[None]]
@@ -306,10 +310,11 @@ def test_second_opinions_and_agreement(engine: Engine, review: Review, client: C
             said = wrong if number < 2 else {"relevant": (first.image_id,), "irrelevant": (second.image_id,)}
             client.reviewing.save(says(case, str(case.question.key), **said), "1")
         progress = client.reviewing.progress("harbour")
+        assert client.reviewing.totals("harbour").mine == 10
     assert (progress.answers.count, progress.answers.raw, progress.answers.kappa) == (10, 0.8, 0.0)
     assert (progress.pictures.count, progress.pictures.raw) == (10, 0.8)
     assert len(progress.disagreed) == 2
-    assert (progress.counts.mine, progress.counts.mine_today, progress.counts.all_today) == (10, 10, 20)
+    assert (progress.counts.mine_today, progress.counts.all_today) == (10, 20)
     assert len(rows(engine, "labels")) > len(labelled)
     with by("eve"):
         assert client.reviewing.next("harbour", "1", again, limit=50) == []  # two are enough
@@ -321,9 +326,62 @@ def test_progress_counts_by_state_and_reason(review: Review, client: Client) -> 
         case, _ = client.reviewing.next("harbour", "1", limit=2)
         assert client.reviewing.progress("harbour", "1").counts.held == 0  # those of this tab do not count
         client.reviewing.save(says(case, "x", None), "1")
-        counts = client.reviewing.progress("harbour", "1").counts
-    assert (counts.open, counts.labelled, counts.dismissed) == (1, 0, 1)
+        counts, totals = client.reviewing.progress("harbour", "1").counts, client.reviewing.totals("harbour")
+    assert (counts.open, totals.labelled, totals.dismissed) == (1, 0, 1)
     assert counts.by_reason == {"near_threshold": 1, "no_evidence": 1}
     with by("ann"), pytest.raises(UsageError, match="no archive 'nowhere'"):
         client.reviewing.progress("nowhere")
     assert AnswerStatus.NO_EVIDENCE in {view.question.status for view in review.cases().values()}
+
+
+def test_a_look_at_the_progress_does_not_read_the_history(engine: Engine, review: Review, client: Client) -> None:
+    """Of 5,000 cases with two opinions each, all older than today, it reads those of the newest 60 reviews."""
+    history, newest = 5_000, 60
+    values = {"archive": review.archive_id, "job": review.job_id, "many": history}
+    with engine.begin() as connection:
+        for statement in _HISTORY:
+            connection.execute(text(statement), values)
+        connection.execute(text("ANALYZE reviews, noisy_cases, labels"))  # people are slower than autovacuum
+    ann = Reviewer("ann", "1")
+
+    def look(connection: Connection) -> None:
+        recent = review_counts.recent_reviews(connection, review.archive_id, ann, newest)
+        assert recent.answers == PairCounts(both_yes=15, only_first=15, only_second=0, both_no=0)
+        assert len(recent.disagreed) == 15 and recent.disagreed[0] == (review.job_id, history + 100)
+        assert (recent.counts.open, recent.counts.all_today, recent.counts.second_opinions) == (2, 0, 0)
+        assert trainings.count_new_labels(connection, review.archive_id, Role.RERANKER) == 0
+
+    visited = visited_rows(engine, look)
+    assert len(visited) == 2  # a statement each
+    assert all(each.rows < 20 * newest for each in visited), [each.rows for each in visited]
+
+
+_HISTORY = (
+    """
+    INSERT INTO questions (job_id, question_no, place, line, custom_id, text)
+    SELECT :job, n, n, n, 'h' || n, 'question ' || n FROM generate_series(101, :many + 100) n
+    """,
+    """
+    INSERT INTO noisy_cases (job_id, question_no, archive_id, reasons, details, state)
+    SELECT :job, n, :archive, '{}', '{}', 'labelled' FROM generate_series(101, :many + 100) n
+    """,
+    """
+    INSERT INTO reviews (archive_id, job_id, question_no, reviewer, save_id, verdict, relevant, irrelevant, version,
+                         created_at)
+    SELECT :archive, :job, n, who, who || n, CASE WHEN who = 'bob' AND n % 2 = 0 THEN 'wrong' ELSE 'right' END,
+           '{}', '{}', 1, now() - interval '3 days' + make_interval(secs => n)
+    FROM generate_series(101, :many + 100) n, unnest(ARRAY['ann', 'bob']) WITH ORDINALITY AS each (who, place)
+    ORDER BY n, place
+    """,
+    """
+    INSERT INTO labels (archive_id, job_id, question_no, verdict, relevant, irrelevant, source, created_at)
+    SELECT :archive, :job, n, 'right', '{}', '{}', 'person', now() - interval '3 days'
+    FROM generate_series(101, :many + 100) n
+    """,
+    """
+    WITH begun AS (
+        INSERT INTO jobs (kind, archive_id, state, spec, total, spec_digest)
+        VALUES ('train', :archive, 'completed', '{"archives": ["harbour"]}', 1, '') RETURNING id)
+    INSERT INTO trainings (job_id, role, phase) SELECT id, 'reranker', 'ended' FROM begun
+    """,
+)
