@@ -32,7 +32,7 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ObjectMissing, SettingsError, UsageError
 from ragllava.stages.answer.question_files import StorePicture
-from ragllava.stages.answer.remote_pictures import RemotePictures
+from ragllava.stages.answer.remote_pictures import RemotePictures, may_fetch
 from ragllava.stores.access.uploads import Upload
 from ragllava.stores.archives import archive, blobs
 from ragllava.stores.archives.blobs import NewBlob
@@ -80,7 +80,8 @@ class AskedPictures:
     def store(self, address: str) -> str:
         """The sha256 (hex) of the picture at an address; its bytes are in the object store afterwards.
 
-        Raises UsageError for what is not there, too large, or not to be read from here, QuotaExceeded.
+        Raises UsageError for what is not there, too large, or not to be read from here, QuotaExceeded; FetchNeeded
+        inside `fetching_nothing`.
         """
         return self.store_bytes(self._read(address))
 
@@ -128,7 +129,7 @@ class AskedPictures:
         What is wrong with it is raised when it is stored.
         """
         is_remote = address.partition(":")[0].lower() in ("http", "https")
-        if not is_remote or self._fetchers is None or address in self._ahead:
+        if not is_remote or self._fetchers is None or address in self._ahead or not may_fetch():
             return
         has_room = len(self._ahead) < _HELD_AHEAD  # those of lines that are rejected are never taken
         if has_room and self._fetched + len(self._ahead) < MAX_REMOTE and self._fetching_s <= MAX_REMOTE_S:
