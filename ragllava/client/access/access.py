@@ -178,7 +178,8 @@ class Access(Namespace):
             total += size_bytes
             if total > most * 2**20:
                 raise QuotaExceeded(
-                    f"this caller may store {most:,} MiB; delete files and jobs with pictures, or let files expire",
+                    f"this caller may store {most:,} MiB; delete files and jobs with pictures, or wait until files "
+                    "expire and the pictures of searches are let go",
                     3600.0,
                 )
 

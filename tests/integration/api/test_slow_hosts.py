@@ -11,6 +11,7 @@ from typing import Any
 import jwt
 import pytest
 import urllib3
+from openai import OpenAI
 
 from ragllava.api import server
 from ragllava.client import Client
@@ -21,6 +22,7 @@ from tests.conftest import own_settings
 from tests.support.api_server import Front, open_front, serving
 from tests.support.holding import holding
 from tests.support.oidc_provider import AUDIENCE, Provider, open_provider
+from tests.support.waiting import wait_for
 
 REMOTE = "https://pictures.invalid/barn.png"
 
@@ -105,6 +107,32 @@ def test_hosts_of_pictures_that_are_silent_hold_up_no_other_call(front: Front, m
             assert not any(call.done() for call in running)
         ended = Counter(call.result() for call in running)
     assert ended == {400: len(WAYS), 200: 1}, "the host is not known, and an estimate says so of its line"
+
+
+def batch(front: Front, key: str, *pictures: str) -> str:
+    """The status of a batch of one question, when it has ended."""
+    parts = [{"type": "image_url", "image_url": {"url": address}} for address in pictures]
+    said = [{"role": "user", "content": [{"type": "text", "text": "What color is the barn?"}, *parts]}]
+    body = {"model": "ragllava/stamps", "messages": said}
+    line = json.dumps({"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": body})
+    with OpenAI(base_url=f"{front.url}/v1", api_key=key, max_retries=0) as sdk:
+        file = sdk.files.create(file=("q.jsonl", line.encode()), purpose="batch")
+        made = sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        wait_for("the end of the batch", lambda: sdk.batches.retrieve(made.id).status in ("completed", "failed"), 60)
+        return sdk.batches.retrieve(made.id).status
+
+
+def test_a_batch_with_a_picture_of_a_silent_host_holds_up_no_other(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = front.key("ask")
+
+    def send() -> int:
+        return int(batch(front, key, REMOTE) == "failed")
+
+    with holding(monkeypatch, RemotePictures, "_address", send, asked=1, held=1) as [slow]:
+        assert batch(front, key) == "completed" and not slow.done()
+    assert slow.result() == 1
 
 
 def token_of(provider: Provider, key_id: str) -> str:
