@@ -18,6 +18,7 @@ from ragllava.api.rates import Rates
 from ragllava.api.route import Answer, Call, Endpoint, NoBody, Route, Threads, bearer_token
 from ragllava.client import AccessRole, AuditEntry, Client, Principal, acting
 from ragllava.errors import AccessDenied, RagllavaError
+from ragllava.visible import visible
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ class Server:
         if endpoint.method in _SAFE_METHODS or principal is NOBODY:
             return
         request_id = str(request.scope["request_id"])
-        action, target = f"{endpoint.method} {endpoint.path}", request.url.path[:500]
+        # A path may have any character, and a NUL cannot be stored.
+        action, target = f"{endpoint.method} {endpoint.path}", visible(request.url.path)[:500]
         facts = {"action": "api_call", "request": request_id, "caller": principal.owner, "status": status}
         log.info(f"{endpoint.method} {target}", extra=facts)
         try:

@@ -143,7 +143,7 @@ def serving(client: Client) -> Iterator[str]:
 @contextmanager
 def open_front(settings: Settings, archives: Sequence[str] = ("stamps", "coins")) -> Iterator[Front]:
     """A server with these archives, which are empty, and an office that works."""
-    unhurried = settings.model_copy(update={"tick_s": 600.0})  # workers are taken for gone after three ticks
+    unhurried = settings.model_copy(update={"tick_s": 36_000.0})  # workers are taken for gone after three ticks
     engine = make_engine(unhurried.require_database(), pool_size=5, name="office")
     office = Office(engine, unhurried, ObjectStore(unhurried))
     office.live_worker()

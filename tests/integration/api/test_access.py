@@ -165,8 +165,9 @@ def test_a_revoked_key_ends_at_once(world: World) -> None:
 
 def test_changes_are_audited_with_their_caller(world: World) -> None:
     key = world.front.key("ask", ["stamps"])
-    world.front.call("DELETE", "/v1/files/file-none", key, headers={"x-request-id": "seen-1"})
-    with world.front.office.engine.connect() as connection:
-        row = connection.execute(select(audit).where(audit.c.request_id == "seen-1")).one()
-    assert (row.owner, row.action, row.status) == (f"key {key[:12]}", "DELETE /v1/files/{file_id}", 404)
-    assert row.target == "/v1/files/file-none"
+    for number, (path, target) in enumerate((("file-none", "file-none"), ("a%00b", r"a\x00b"))):
+        world.front.call("DELETE", f"/v1/files/{path}", key, headers={"x-request-id": f"seen-{number}"})
+        with world.front.office.engine.connect() as connection:
+            row = connection.execute(select(audit).where(audit.c.request_id == f"seen-{number}")).one()
+        assert (row.owner, row.action, row.status) == (f"key {key[:12]}", "DELETE /v1/files/{file_id}", 404)
+        assert row.target == f"/v1/files/{target}"
