@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from ragllava.api.route import Route
 from ragllava.api.routes import ALL_ROUTES
@@ -16,7 +17,8 @@ from ragllava.api.routes.native.archives import RemovalQuery
 from ragllava.api.routes.rerank_bodies import RerankBody, ScoreBody
 from ragllava.client import AccessRole, Principal
 from ragllava.settings import Settings
-from ragllava.stores.schema import audit
+from ragllava.stores.database import in_transaction
+from ragllava.stores.schema import audit, labels
 from tests.support.api_server import Front, open_front
 from tests.support.archive_places import HOOK, Place, make_place
 
@@ -145,6 +147,29 @@ def test_the_database_alone_keeps_archives_apart(world: World, route: Route, mon
     monkeypatch.setattr(Principal, "may_see", lambda self, archive_id: True)
     status, _ = call(world, route, world.foreign, world.keys[AccessRole.ADMIN])
     assert status == 404
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_what_a_form_or_a_task_names_elsewhere_does_not_exist(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_checked: bool
+) -> None:
+    """The routes whose archive stands in a part of a form, or in tasks of Label Studio."""
+    if not is_checked:
+        monkeypatch.setattr(Principal, "may_see", lambda self, archive_id: True)
+    headers = {"authorization": f"Bearer {world.keys[AccessRole.ADMIN]}"}
+    [task] = world.front.client.reviews.export_tasks("coins")
+    verdict = {"from_name": "verdict", "type": "choices", "value": {"choices": ["right"]}}
+    with httpx.Client(base_url=world.front.url, headers=headers, timeout=60) as http:
+        sent = http.post("/v1/jobs/file", data={"archive": "coins"}, files={"file": ("q.jsonl", b'{"question": "?"}')})
+        assert sent.status_code == 404, sent.text
+        stored = http.post("/v1/noisy/tasks", json={"tasks": [task | {"annotations": [{"result": [verdict]}]}]})
+    assert stored.status_code in (400, 404) and "no job" in stored.json()["error"]["message"], stored.text
+    [label] = in_transaction(world.front.office.engine, verdicts, int(world.foreign.paths["job_id"]))
+    assert label == "wrong"
+
+
+def verdicts(connection: Connection, job_id: int) -> list[str]:
+    return list(connection.scalars(select(labels.c.verdict).where(labels.c.job_id == job_id)))
 
 
 @pytest.mark.parametrize("route", LISTS, ids=identify)
