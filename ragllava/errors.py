@@ -97,6 +97,10 @@ class DecoderUnavailable(RagllavaError):
     retryable = True
 
 
+class FetchNeeded(RagllavaError):
+    """A picture of another host has to be fetched, where the caller said that nothing may be (remote_pictures.py)."""
+
+
 class ModelUnavailable(RagllavaError):
     """A model cannot be loaded: not on this machine, wrong format, or forbidden content."""
 

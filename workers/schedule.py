@@ -13,7 +13,9 @@ import time
 from ragllava.errors import ServiceUnavailable
 from ragllava.jobs.ending import end_jobs, expire_due_jobs
 from ragllava.jobs.isolation import Isolation
+from ragllava.stages.answer.asked_pictures import let_pictures_go
 from ragllava.stages.batches.process import process_batches
+from ragllava.stages.batches.slow_reads import SlowReads
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.erasing.steps import Eraser
@@ -45,6 +47,7 @@ TICK_STEPS = (
     "batches",
     "removals",
     "requests",
+    "lent pictures",
     "webhooks",
     "notices",
 )
@@ -54,6 +57,7 @@ _finishing = threading.Lock()
 # Passes at once: each has its own events, so one that meets a slow bucket does not hold up the events of the others.
 _processing = threading.BoundedSemaphore(3)
 _delivering = threading.Lock()
+_slow_reads = SlowReads()
 
 
 def start_ticking() -> None:
@@ -127,10 +131,12 @@ def _finish_jobs() -> None:
         steps.run("totals", in_transaction, process.engine, totals.compact)
         steps.run("silent workers", in_transaction, process.engine, workers.remove_silent)
         steps.run("results", publish_missing_results, process.engine, process.resources.objects)
-        if steps.run("batches", process_batches, process.engine, process.settings, process.resources.objects):
+        objects = process.resources.objects
+        if steps.run("batches", process_batches, process.engine, process.settings, objects, _slow_reads):
             dispatch_now(process.engine, process.settings)
         steps.run("removals", Eraser(process.engine, process.resources.objects).continue_all)
         steps.run("requests", in_transaction, process.engine, requests.delete_old, _REQUESTS_KEPT_S)
+        steps.run("lent pictures", let_pictures_go, process.engine, process.resources.objects)
     except ServiceUnavailable as error:
         log.warning(str(error), extra={"action": "jobs_not_finished"})
     finally:

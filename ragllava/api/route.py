@@ -9,6 +9,9 @@
 
 A handler calls the client and holds no logic. A plain function runs in a thread; a coroutine runs in the loop and sends
 blocking calls to threads by `call.run`. What it returns is the answer: of the declared model, or a Response.
+
+A call that has to fetch a picture of another host begins again in another thread (`Threads`), so until then it may do
+only what can be repeated.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ragllava.client import AccessRole, Client, Principal
-from ragllava.errors import AccessDenied, NotAuthenticated, NotFound
+from ragllava.client import AccessRole, Client, Principal, fetching_nothing
+from ragllava.errors import AccessDenied, FetchNeeded, NotAuthenticated, NotFound
 
 if TYPE_CHECKING:
     from ragllava.settings import Settings
@@ -68,6 +71,24 @@ B = TypeVar("B", bound=Body)
 
 
 @dataclass(frozen=True)
+class Threads:
+    """How many threads the calls of one process may have: short ones, those that wait for answers, and those that fetch
+    pictures of other hosts. A slow host thus holds up none but calls that fetch as well."""
+
+    short: anyio.CapacityLimiter
+    waiting: anyio.CapacityLimiter
+    fetching: anyio.CapacityLimiter
+
+    async def run(self, work: Callable[[], T], limiter: anyio.CapacityLimiter) -> T:
+        """What a blocking call returns, in a thread of `limiter`; if it has to fetch, it begins again in another."""
+        try:
+            with fetching_nothing():
+                return await anyio.to_thread.run_sync(work, limiter=limiter)
+        except FetchNeeded:
+            return await anyio.to_thread.run_sync(work, limiter=self.fetching)
+
+
+@dataclass(frozen=True)
 class Call(Generic[Q, B]):
     """A request that has been checked: who calls, what was sent. `query` and `body` are as the route declares them."""
 
@@ -77,8 +98,7 @@ class Call(Generic[Q, B]):
     request_id: str
     query: Q
     body: B
-    threads: anyio.CapacityLimiter
-    waiting: anyio.CapacityLimiter  # threads that wait for answers
+    threads: Threads
 
     @property
     def settings(self) -> Settings:
@@ -120,11 +140,11 @@ class Call(Generic[Q, B]):
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A blocking call in a thread of a bounded number."""
-        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.threads)
+        return await self.threads.run(partial(work, *args, **kwargs), self.threads.short)
 
     async def wait(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run`, for a call that waits for a worker: it takes no thread from the others."""
-        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.waiting)
+        return await self.threads.run(partial(work, *args, **kwargs), self.threads.waiting)
 
 
 def bearer_token(request: Request) -> str:

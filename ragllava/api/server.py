@@ -17,15 +17,18 @@ from ragllava import tracing
 from ragllava.api.bodies import read_body, read_query
 from ragllava.api.errors import answer_to
 from ragllava.api.rates import Rates
-from ragllava.api.route import Answer, Call, Endpoint, NoBody, Route, bearer_token
+from ragllava.api.route import Answer, Call, Endpoint, NoBody, Route, Threads, bearer_token
 from ragllava.client import AccessRole, AuditEntry, Client, Principal, acting
 from ragllava.errors import AccessDenied, RagllavaError
+from ragllava.visible import visible
 
 log = logging.getLogger(__name__)
 
 THREADS = 40  # of blocking calls
 WAITING_THREADS = 200  # that wait for answers; more requests wait for one of them
 STRANGERS = 20  # of these, for those who are being signed in at a provider
+FETCHING_THREADS = 16  # that fetch pictures of other hosts; they hold 8 pictures each at most
+PROVIDER_THREADS = 8  # that ask the provider of tokens for its keys
 
 NOBODY = Principal("nobody", AccessRole.READ, frozenset())
 _SAFE_METHODS = ("GET", "HEAD")
@@ -37,8 +40,8 @@ class Server:
     def __init__(self, client: Client) -> None:
         """The client belongs to whoever made it, who closes it; it must be one `for_tenants`."""
         self.client = client
-        self.threads = anyio.CapacityLimiter(THREADS)
-        self.waiting = anyio.CapacityLimiter(WAITING_THREADS)
+        self.threads = Threads(*map(anyio.CapacityLimiter, (THREADS, WAITING_THREADS, FETCHING_THREADS)))
+        self._providers = anyio.CapacityLimiter(PROVIDER_THREADS)
         self._rates = Rates()
 
     def endpoint(self, route: Route) -> Callable[[Request], Awaitable[Response]]:
@@ -63,7 +66,9 @@ class Server:
         """Who calls. Raises NotAuthenticated, AccessDenied, QuotaExceeded."""
         if route.needs is None:
             return NOBODY
-        principal: Principal = await self.in_thread(self.client.access.authenticate, bearer_token(request))
+        token, access = bearer_token(request), self.client.access
+        limiter = self._providers if access.asks_provider(token) else self.threads.short
+        principal = await anyio.to_thread.run_sync(access.authenticate, token, limiter=limiter)
         self.admit(principal, route)
         return principal
 
@@ -87,7 +92,7 @@ class Server:
         query = await read_query(request, route)
         # A handler of an upload reads its form itself.
         body = NoBody() if route.upload else await read_body(request, route)
-        call = Call(request, self.client, principal, request_id, query, body, self.threads, self.waiting)
+        call = Call(request, self.client, principal, request_id, query, body, self.threads)
         return _response(await self.handle(route, call), route.status)
 
     async def handle(self, endpoint: Endpoint, call: Call[Any, Any]) -> Any:
@@ -97,18 +102,19 @@ class Server:
         with tracing.request(name, caller) if endpoint.needs is not None else nullcontext():
             if inspect.iscoroutinefunction(endpoint.handler):
                 return await endpoint.handler(call)
-            return await self.in_thread(endpoint.handler, call)
+            return await call.run(endpoint.handler, call)
 
     async def in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
         """A blocking call in a thread of a bounded number."""
-        return await anyio.to_thread.run_sync(work, *args, limiter=self.threads)
+        return await anyio.to_thread.run_sync(work, *args, limiter=self.threads.short)
 
     async def audit(self, request: Request, endpoint: Endpoint, principal: Principal, status: int) -> None:
         """Note every change and every refusal of one; of reads, nothing. Without the database, only the log has it."""
         if endpoint.method in _SAFE_METHODS or principal is NOBODY:
             return
         request_id = str(request.scope["request_id"])
-        action, target = f"{endpoint.method} {endpoint.path}", request.url.path[:500]
+        # A path may have any character, and a NUL cannot be stored.
+        action, target = f"{endpoint.method} {endpoint.path}", visible(request.url.path)[:500]
         facts = {"action": "api_call", "request": request_id, "caller": principal.owner, "status": status}
         log.info(f"{endpoint.method} {target}", extra=facts)
         try:

@@ -56,6 +56,7 @@ from ragllava.records import (
 from ragllava.settings import Settings
 from ragllava.stages.answer.estimating import Estimate, EstimateOutcome
 from ragllava.stages.answer.question_files import asked_in
+from ragllava.stages.answer.remote_pictures import fetching_nothing
 from ragllava.stages.backup.backup import Made as MadeBackup
 from ragllava.stages.backup.restore import Restored as RestoredBackup
 from ragllava.stages.backup.verify import Verified as VerifiedBackup
@@ -219,6 +220,7 @@ __all__ = [
     "archive_named",
     "asked_in",
     "completion_chunks",
+    "fetching_nothing",
     "is_success",
     "local_time",
     "options_of",

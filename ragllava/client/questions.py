@@ -160,7 +160,7 @@ class Questions(QuestionFiles):
     def store_picture(self, picture: Picture, archive: str, count_bytes: CountBytes | None = None) -> str:
         """Put a picture that a question to this archive will be asked with into the store; returns its sha256 (hex).
 
-        `gc` removes what no question refers to. Raises UsageError for one that is not there, or too large.
+        What comes to no question within an hour is removed. Raises UsageError for one that is not there, or too large.
         """
         pictures = self._asked_pictures(archive, None, count_bytes)
         if isinstance(picture, Path):

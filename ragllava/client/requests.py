@@ -16,19 +16,17 @@ from ragllava.filters import parse_where
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.json_records import from_json, to_json
 from ragllava.records import AnswerOptions, FoundImage, Question, RequestStatus, Retrieval, StoredImage
+from ragllava.stages.answer.asked_pictures import CountBytes, count_picture, put_picture
 from ragllava.stages.answer.estimating import TimedSample
 from ragllava.stages.answer.submit import check_options
 from ragllava.stages.requests.scoring import ScorePair, ScoreRequest, Scores
 from ragllava.stages.requests.submit import submit_request
-from ragllava.stores.archives import archive, blobs, filtering
-from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives import archive, filtering
 from ragllava.stores.database import read_at_once
 from ragllava.stores.jobs import requests
 from ragllava.stores.jobs.requests import Fault, Operation, Outcome
-from ragllava.stores.objects import content_key
 
 MAX_PAIRS = 1_000
-_MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +106,17 @@ class Requests(Namespace):
             raise NotFound(f"there is no image {missing[0]}")
         return {image_id: Document(image.caption, image.sha256) for image_id, image in images.items()}
 
-    def store_picture(self, data: bytes) -> Document:
-        """Put the bytes of a picture into the object store for a request; `gc` removes what no archive holds.
+    def store_picture(self, data: bytes, count_bytes: CountBytes | None = None) -> Document:
+        """Put the bytes of a picture into the object store for a request, for an hour; `count_bytes` is called before
+        if the caller has not stored them yet.
 
         Raises UsageError for too many bytes. Whether they are a picture, the worker finds out.
         """
         if len(data) > MAX_BYTES:
             raise UsageError(f"a picture may have at most {MAX_BYTES:,} bytes, and this one has {len(data):,}")
         sha256 = hashlib.sha256(data).hexdigest()
-        if self._do(blobs.announce_blobs, [NewBlob(sha256, len(data), _MEDIA_TYPE)]):
-            self._connections.objects.put(content_key(sha256), data, _MEDIA_TYPE)
+        count_picture(self._connections.engine, sha256, data, count_bytes)
+        put_picture(self._connections.engine, self._connections.objects, sha256, data)
         return Document(sha256=sha256)
 
     def _run(

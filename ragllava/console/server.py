@@ -108,7 +108,6 @@ class ConsoleServer:
                 query,
                 body,
                 self._server.threads,
-                self._server.waiting,
                 files,
                 secret,
                 cookies.csrf_of(secret),

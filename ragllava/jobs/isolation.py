@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from sqlalchemy import Engine
 
-from ragllava.errors import DeviceLost, LeaseLost, RagllavaError, ShardInterrupted
+from ragllava.errors import DeviceLost, FetchNeeded, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import faults
 
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# They concern the whole process, not one part.
-PASSED_ON = (DeviceLost, LeaseLost, ShardInterrupted)
+# They concern the whole process and not one part; FetchNeeded is no fault at all.
+PASSED_ON = (DeviceLost, LeaseLost, ShardInterrupted, FetchNeeded)
 
 _MOST_TRANSIENT_S = 60.0  # between two attempts when a service may be back soon
 _MOST_IN_A_ROW = 20

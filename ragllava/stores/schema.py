@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0023"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0022"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -742,6 +742,19 @@ api_usage = Table(
     postgresql_with={"fillfactor": "70"},
 )
 
+# Pictures that callers have stored by asking with them, each once for its caller (stores/access/asked_pictures.py).
+asked_pictures = Table(
+    "asked_pictures",
+    metadata,
+    Column("sha256", Text, ForeignKey("blobs.sha256", ondelete="CASCADE"), primary_key=True),
+    Column("owner", Text, primary_key=True),  # as in `jobs`; empty: not known
+    Column("size_bytes", BigInteger, nullable=False),
+    moment("until", nullable=True),  # when it is let go; NULL: not as long as a question has it
+    Index("ix_asked_pictures_owner", "owner", postgresql_include=["size_bytes"]),
+    Index("ix_asked_pictures_until", "until", postgresql_where=text("until IS NOT NULL")),
+    postgresql_with={"fillfactor": "70"},
+)
+
 # Who did what when, through the HTTP API. Rows are only added.
 audit = Table(
     "audit",
@@ -775,6 +788,8 @@ uploads = Table(
     moment("expires_at", nullable=True),
     Index("ix_uploads_created_at_id", "created_at", "id"),
     Index("ix_uploads_owner", "owner"),
+    # What a caller has stored: its files, without the outputs of its batches, of which there are ever more.
+    Index("ix_uploads_stored", "owner", postgresql_include=["size_bytes"], postgresql_where=text("job_id IS NULL")),
     Index("ix_uploads_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     Index("ix_uploads_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
 )

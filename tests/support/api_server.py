@@ -23,6 +23,7 @@ from ragllava.jobs.queue import Lease
 from ragllava.records import JobKind
 from ragllava.settings import Settings
 from ragllava.stages.batches.process import process_batches
+from ragllava.stages.batches.slow_reads import SlowReads
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction, make_engine
@@ -43,6 +44,7 @@ class Office(Desk):
     closed: threading.Event = field(default_factory=threading.Event)
     failures: list[BaseException] = field(default_factory=list)
     busy: threading.Lock = field(default_factory=threading.Lock)
+    slow_reads: SlowReads = field(default_factory=SlowReads)
 
     def clear(self) -> None:
         """Remove what a test has left, but the archives."""
@@ -76,11 +78,11 @@ class Office(Desk):
 
     def tick(self) -> None:
         """What is due for batches and ended jobs, and answers if there may be any."""
-        process_batches(self.engine, self.settings, self.objects)
+        process_batches(self.engine, self.settings, self.objects, self.slow_reads)
         if self._may_answer.is_set():
             self.drain()
         publish_missing_results(self.engine, self.objects)
-        process_batches(self.engine, self.settings, self.objects)
+        process_batches(self.engine, self.settings, self.objects, self.slow_reads)
 
     def work(self) -> None:
         """Until the office is closed."""
@@ -151,7 +153,7 @@ def serving(client: Client) -> Iterator[str]:
 @contextmanager
 def open_front(settings: Settings, archives: Sequence[str] = ("stamps", "coins")) -> Iterator[Front]:
     """A server with these archives, which are empty, and an office that works."""
-    unhurried = settings.model_copy(update={"tick_s": 600.0})  # workers are taken for gone after three ticks
+    unhurried = settings.model_copy(update={"tick_s": 36_000.0})  # workers are taken for gone after three ticks
     engine = make_engine(unhurried.require_database(), pool_size=5, name="office")
     office = Office(engine, unhurried, ObjectStore(unhurried))
     office.live_worker()

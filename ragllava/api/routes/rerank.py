@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response
@@ -200,7 +200,8 @@ def _prepare(call: Call[NoQuery, Any], pairs: Sequence[tuple[str, Parsed]]) -> t
     with call.client.access.admitted(call.principal):  # how many are waiting at the same time is limited
         requests = call.client.requests
         stored = requests.stored_documents([said.image_id for _, said in pairs if said.image_id is not None])
-        return archive_id, [_document(call, said, stored) for _, said in pairs]
+        count_bytes = call.client.access.count_bytes(call.principal)
+        return archive_id, [_document(call, said, stored, count_bytes) for _, said in pairs]
 
 
 def _archive_id(call: Call[NoQuery, Any]) -> int | None:
@@ -214,12 +215,14 @@ def _archive_id(call: Call[NoQuery, Any]) -> int | None:
     return min(call.principal.archives)
 
 
-def _document(call: Call[NoQuery, Any], said: Parsed, stored: dict[int, Document]) -> Document:
+def _document(
+    call: Call[NoQuery, Any], said: Parsed, stored: dict[int, Document], count_bytes: Callable[[int], None]
+) -> Document:
     if said.image_id is not None:
         return stored[said.image_id]
     if said.picture is None:
         return Document(said.text)
-    kept = call.client.requests.store_picture(said.picture)
+    kept = call.client.requests.store_picture(said.picture, count_bytes)
     return Document(said.text, kept.sha256)
 
 

@@ -47,6 +47,10 @@ class Access(Namespace):
             raise NotAuthenticated("the key is unknown, expired or revoked; `ragllava keys create` makes one")
         return principal
 
+    def asks_provider(self, token: str) -> bool:
+        """Whether `authenticate` has to ask the provider for the key of this token, and so may take seconds."""
+        return self._tokens.reads(token) and not self._tokens.has_key_of(token)
+
     def sign_in(self, token: str) -> tuple[str, Principal]:
         """Sign a browser in to the console with a key or a token; returns the secret of its cookie, and who it is.
 
@@ -174,7 +178,8 @@ class Access(Namespace):
             total += size_bytes
             if total > most * 2**20:
                 raise QuotaExceeded(
-                    f"this caller may store {most:,} MiB; delete files and jobs with pictures, or let files expire",
+                    f"this caller may store {most:,} MiB; delete files and jobs with pictures, or wait until files "
+                    "expire and the pictures of searches are let go",
                     3600.0,
                 )
 

@@ -42,7 +42,8 @@ class TokenReader:
             raise SettingsError("RAGLLAVA_OIDC_ISSUER needs RAGLLAVA_OIDC_AUDIENCE, or tokens of other services pass")
         self._groups = parse_groups(settings.oidc_groups)
         self._lock = threading.Lock()
-        self._keys: Any = None
+        self._provider: Any = None
+        self._keys: dict[str, Any] = {}  # those of the provider that have signed a token, by their ids
         self._configuration: dict[str, Any] | None = None
 
     def reads(self, token: str) -> bool:
@@ -53,12 +54,21 @@ class TokenReader:
         """The rights of a user. Raises NotAuthenticated; ServiceUnavailable when the provider does not answer."""
         return self.rights(self.claims(token, str(self._settings.oidc_audience)))
 
+    def has_key_of(self, token: str) -> bool:
+        """Whether `read` asks nobody: the key is there, or the token names none and is refused."""
+        import jwt
+
+        try:
+            return _key_id(token) in self._keys
+        except jwt.PyJWTError:
+            return True
+
     def claims(self, token: str, audience: str) -> dict[str, Any]:
         """What a token says, if it is for this audience and valid. Raises as `read`."""
         import jwt
 
         try:
-            key = self._provider_keys().get_signing_key_from_jwt(token).key
+            key = self._key(_key_id(token)).key
             claims: dict[str, Any] = jwt.decode(
                 token,
                 key,
@@ -89,14 +99,20 @@ class TokenReader:
         archives = None if every else frozenset().union(*filter(None, of_role))
         return Rights(str(claims["sub"]), role, archives, datetime.fromtimestamp(claims["exp"], UTC))
 
+    def _key(self, key_id: str) -> Any:
+        """A key of the provider, which is asked once for each; a key that it does not have is asked for every 30 s."""
+        if key_id not in self._keys:
+            self._keys[key_id] = self._provider_keys().get_signing_key(key_id)
+        return self._keys[key_id]
+
     def _provider_keys(self) -> Any:
         import jwt
 
         with self._lock:
-            if self._keys is None:
+            if self._provider is None:
                 url = self._settings.oidc_keys_url or self.endpoint("jwks_uri")
-                self._keys = jwt.PyJWKClient(url, cache_keys=True, lifespan=600, timeout=5)
-            return self._keys
+                self._provider = jwt.PyJWKClient(url, lifespan=600, timeout=5)
+            return self._provider
 
     def endpoint(self, name: str) -> str:
         """An address of the provider, from its configuration. Raises ServiceUnavailable."""
@@ -124,6 +140,16 @@ class TokenReader:
                 )
             self._configuration = said
         return self._configuration
+
+
+def _key_id(token: str) -> str:
+    """The id of the key that has signed a token, as it says itself. Raises jwt.PyJWTError."""
+    import jwt
+
+    key_id = jwt.get_unverified_header(token).get("kid")
+    if key_id is None:
+        raise jwt.InvalidTokenError("it does not say which key has signed it")
+    return str(key_id)
 
 
 def parse_groups(listed: str) -> dict[str, tuple[AccessRole, frozenset[str] | None]]:

@@ -9,7 +9,8 @@ An address is one of these:
 - a path within a folder, only where the caller's own machine reads it.
 
 The bytes are not looked at here: a worker decodes them, in a child process. They are announced and put before the
-question is inserted, as those of an archive (stores/archives/blobs.py); if no question comes, `gc` removes them.
+question is inserted, as those of an archive (stores/archives/blobs.py); if no question comes, the tick removes them
+(stores/access/asked_pictures.py).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ObjectMissing, SettingsError, UsageError
 from ragllava.stages.answer.question_files import StorePicture
-from ragllava.stages.answer.remote_pictures import RemotePictures
+from ragllava.stages.answer.remote_pictures import RemotePictures, may_fetch
+from ragllava.stores.access import asked_pictures
 from ragllava.stores.access.uploads import Upload
 from ragllava.stores.archives import archive, blobs
 from ragllava.stores.archives.blobs import NewBlob
@@ -48,6 +50,7 @@ _FETCHED_AT_ONCE = 4
 _HELD_AHEAD = 2 * _FETCHED_AT_ONCE  # pictures in memory
 _THREADS = 8
 _HELD = 2 * _THREADS  # pictures in memory
+_LET_GO_AT_ONCE = 1_000
 _MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
 _FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 
@@ -60,8 +63,8 @@ class AskedPictures:
     """Where the questions to one archive may have their pictures from.
 
     `upload` finds a file by its id and raises NotFound; None: files have no ids here. `folder` is that of the question
-    file, within which paths lead to pictures; None: no path does. `count_bytes` is called once for each content that is
-    to be stored; None: the caller has no quota.
+    file, within which paths lead to pictures; None: no path does. `count_bytes` is called once for each content that
+    the caller has not stored yet; None: it has no quota.
     """
 
     engine: Engine
@@ -80,7 +83,8 @@ class AskedPictures:
     def store(self, address: str) -> str:
         """The sha256 (hex) of the picture at an address; its bytes are in the object store afterwards.
 
-        Raises UsageError for what is not there, too large, or not to be read from here, QuotaExceeded.
+        Raises UsageError for what is not there, too large, or not to be read from here, QuotaExceeded; FetchNeeded
+        inside `fetching_nothing`.
         """
         return self.store_bytes(self._read(address))
 
@@ -128,7 +132,7 @@ class AskedPictures:
         What is wrong with it is raised when it is stored.
         """
         is_remote = address.partition(":")[0].lower() in ("http", "https")
-        if not is_remote or self._fetchers is None or address in self._ahead:
+        if not is_remote or self._fetchers is None or address in self._ahead or not may_fetch():
             return
         has_room = len(self._ahead) < _HELD_AHEAD  # those of lines that are rejected are never taken
         if has_room and self._fetched + len(self._ahead) < MAX_REMOTE and self._fetching_s <= MAX_REMOTE_S:
@@ -138,14 +142,12 @@ class AskedPictures:
         """Whether no earlier line has this picture; then it is counted. Raises QuotaExceeded."""
         if sha256 in self._stored:
             return False
-        if self.count_bytes is not None:
-            self.count_bytes(len(data))
+        count_picture(self.engine, sha256, data, self.count_bytes)
         self._stored.add(sha256)
         return True
 
     def _put(self, sha256: str, data: bytes) -> None:
-        if in_transaction(self.engine, blobs.announce_blobs, [NewBlob(sha256, len(data), _MEDIA_TYPE)]):
-            self.objects.put(content_key(sha256), data, _MEDIA_TYPE)
+        put_picture(self.engine, self.objects, sha256, data)
 
     def _read(self, address: str) -> bytes:
         scheme = address.partition(":")[0].lower() if ":" in address[:10] else ""
@@ -199,6 +201,38 @@ class AskedPictures:
         if not path.is_relative_to(folder):
             raise UsageError(f"{address[:200]} is not within the folder of the question file")
         return read_picture_file(path)
+
+
+def count_picture(engine: Engine, sha256: str, data: bytes, count_bytes: CountBytes | None) -> None:
+    """Count a picture for the session's caller, if it has not stored it yet. Raises QuotaExceeded."""
+    if count_bytes is not None and not in_transaction(engine, asked_pictures.is_counted, sha256):
+        count_bytes(len(data))
+
+
+def put_picture(engine: Engine, objects: ObjectStore, sha256: str, data: bytes) -> None:
+    """Put a picture into the store, lent to the session's caller."""
+    if in_transaction(engine, _announce, NewBlob(sha256, len(data), _MEDIA_TYPE)):
+        objects.put(content_key(sha256), data, _MEDIA_TYPE)
+
+
+def _announce(connection: Connection, blob: NewBlob) -> bool:
+    missing = blobs.announce_blobs(connection, [blob])
+    asked_pictures.lend(connection, blob.sha256)
+    return bool(missing)
+
+
+def let_pictures_go(engine: Engine, objects: ObjectStore) -> int:
+    """Remove pictures that came to no question within their time, but what something else refers to; returns how many
+    callers' pictures were let go."""
+    ended, unreferenced = in_transaction(engine, _end_loans)
+    for sha256 in unreferenced:
+        in_transaction(engine, blobs.delete_blob, sha256, objects.delete_content)
+    return ended
+
+
+def _end_loans(connection: Connection) -> tuple[int, list[str]]:
+    ended = asked_pictures.end_loans(connection, _LET_GO_AT_ONCE)
+    return len(ended), blobs.mark_deleting(connection, asked_pictures.LENT_S, among=ended) if ended else []
 
 
 def _checked(data: bytes) -> str:

@@ -3,6 +3,9 @@
 A caller must not reach through this server what only the server can reach. So: https alone, hosts by name, and the
 address that the name resolves to must be a public one. The connection is made to that very address, so that the name
 cannot lead elsewhere a moment later. Redirects are not followed.
+
+A host may be slow. Whoever has few threads tries first inside `fetching_nothing`, and when that raises FetchNeeded,
+again in a thread that may be held up.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
@@ -20,7 +24,7 @@ import certifi
 import urllib3
 from urllib3.connection import HTTPSConnection
 
-from ragllava.errors import UsageError
+from ragllava.errors import FetchNeeded, UsageError
 from ragllava.settings import Settings
 
 _CONNECT_S, _READ_S = 3.0, 5.0
@@ -31,6 +35,24 @@ _PORT = 443
 # An address of this network has an IPv4 address in its last 32 bits, which is where a packet goes in the end. The other
 # such network, 64:ff9b:1::/48, has it elsewhere, and belongs to the inside of a network: it is refused as reserved.
 _EMBEDDING = ipaddress.ip_network("64:ff9b::/96")
+
+_may_fetch: ContextVar[bool] = ContextVar("may_fetch", default=True)
+
+
+@contextmanager
+def fetching_nothing() -> Iterator[None]:
+    """In the block, what would fetch a picture raises FetchNeeded instead. Pictures of hosts that are not allowed are
+    refused as ever."""
+    token = _may_fetch.set(False)
+    try:
+        yield
+    finally:
+        _may_fetch.reset(token)
+
+
+def may_fetch() -> bool:
+    """Whether this is outside of `fetching_nothing`."""
+    return _may_fetch.get()
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -72,8 +94,11 @@ class RemotePictures:
         return cls([part.strip().lower() for part in settings.api_picture_hosts.split(",") if part.strip()])
 
     def fetch(self, url: str, max_bytes: int) -> bytes:
-        """The bytes at an address. Raises UsageError for one that is not allowed, too large, too slow, or not there."""
+        """The bytes at an address. Raises UsageError for one that is not allowed, too large, too slow, or not there;
+        FetchNeeded inside `fetching_nothing`."""
         parts = self._allowed(url)
+        if not may_fetch():
+            raise FetchNeeded(f"the picture at {url[:200]} has to be fetched")
         host, port = str(parts.hostname), parts.port or _PORT
         address = self._address(host, port)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

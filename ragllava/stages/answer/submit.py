@@ -29,6 +29,7 @@ from ragllava.stages.answer.estimating import estimate_job
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.record_files.layouts import UNSTORABLE
 from ragllava.stages.results.outbox import Outbox
+from ragllava.stores.access import asked_pictures
 from ragllava.stores.archives import archive, blobs, filtering
 from ragllava.stores.archives.archive import Archive
 from ragllava.stores.jobs import answers, refreshes
@@ -159,6 +160,8 @@ def submit_refresh(connection: Connection, settings: Settings, earlier_job_id: i
         ),
     )
     refreshes.copy_lines(connection, job_id, earlier_job_id, earlier.progress.total)
+    if WITH_PICTURES in earlier.spec:
+        asked_pictures.own_those_of(connection, job_id)
     return job_id, is_new
 
 
@@ -228,6 +231,7 @@ def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> No
     pictures = sorted({question.picture for question in file.valid if question.picture})
     if pictures:
         blobs.make_live(connection, pictures)
+        asked_pictures.own(connection, pictures)
     answers.insert_questions(
         connection,
         job_id,

@@ -10,12 +10,13 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import Conflict, InvalidInput, LineError, ObjectMissing, SettingsError, UsageError
+from ragllava.errors import Conflict, FetchNeeded, InvalidInput, LineError, ObjectMissing, SettingsError, UsageError
 from ragllava.jobs import control, deadlines
 from ragllava.jobs.deadlines import JobLimits
 from ragllava.jobs.ending import end_job
@@ -26,9 +27,10 @@ from ragllava.records import AnswerOptions, AnswerStatus, FileFormat
 from ragllava.settings import Settings
 from ragllava.stages.answer.asked_pictures import AskedPictures
 from ragllava.stages.answer.question_files import BatchRules, QuestionFile, read_questions
-from ragllava.stages.answer.remote_pictures import RemotePictures
+from ragllava.stages.answer.remote_pictures import RemotePictures, fetching_nothing
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.batches.bodies import error_line, is_answer, output_line
+from ragllava.stages.batches.slow_reads import SlowReads
 from ragllava.stages.batches.state import is_job_ended
 from ragllava.stages.batches.submit import MODEL, flag
 from ragllava.stages.results.finalize import result_rows
@@ -48,18 +50,24 @@ _EXPIRED_AT_ONCE = 100
 _OUTPUT, _ERRORS = "output", "errors"
 
 
-def process_batches(engine: Engine, settings: Settings, objects: ObjectStore) -> int:
+def process_batches(engine: Engine, settings: Settings, objects: ObjectStore, slow: SlowReads) -> int:
     """Do for every open batch what is due; returns for how many something was done.
 
-    A batch with which something fails holds up no other; it is postponed with its reason. Files whose time is over are
-    deleted.
+    A batch with which something fails holds up no other; it is postponed with its reason. One with pictures of other
+    hosts is left to the threads of `slow`. Files whose time is over are deleted.
     """
     done = 0
     subjects = {f"batch {batch_id}": batch_id for batch_id in in_transaction(engine, batches.open_batches)}
     isolation = Isolation(engine, "batches", subjects)
     for subject, batch_id in subjects.items():
-        if not isolation.is_postponed(subject):
-            done += isolation.run(subject, _process, engine, settings, objects, batch_id) or 0
+        if isolation.is_postponed(subject) or slow.has(subject):
+            continue
+        process = partial(isolation.run, subject, _process, engine, settings, objects, batch_id)
+        try:
+            with fetching_nothing():
+                done += process() or 0
+        except FetchNeeded:
+            slow.begin(subject, process)
     delete_expired(engine, objects)
     return done
 

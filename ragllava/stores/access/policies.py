@@ -11,6 +11,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from ragllava.stores.access.tenancy import ADMIN, ALL, ARCHIVES, YES
+from ragllava.stores.sessions import OWNER
 
 # Read once for each statement, not for each row: a subquery without a reference to the row.
 _STATED = f"(SELECT current_setting('{ARCHIVES}', true))"
@@ -19,6 +20,7 @@ _IDS = (
     f" THEN current_setting('{ARCHIVES}', true) ELSE '{{}}' END)::bigint[])"
 )
 _SEES_ALL = f"{_STATED} = '{ALL}'"
+_IS_OWN = f"owner = (SELECT current_setting('{OWNER}', true))"
 _ADMINISTERS_ALL = f"{_SEES_ALL} AND (SELECT current_setting('{ADMIN}', true)) = '{YES}'"
 
 
@@ -78,6 +80,7 @@ POLICIES: dict[str, str] = {
 # audit.
 COMMAND_POLICIES: dict[str, dict[str, str]] = {
     "api_keys": {"select": "true", "insert": _ADMINISTERS_ALL, "update": _ADMINISTERS_ALL},
+    "asked_pictures": {"select": _IS_OWN, "insert": _IS_OWN, "update": _IS_OWN},
     "audit": {"select": _ADMINISTERS_ALL, "insert": "true"},
     "totals": {"select": _SEES_ALL, "insert": "true"},
 }
@@ -88,6 +91,7 @@ _RIGHTS = {
     "alembic_version": "SELECT",
     "api_keys": "SELECT, INSERT, UPDATE (revoked_at)",
     "api_usage": "SELECT, INSERT, UPDATE",
+    "asked_pictures": "SELECT, INSERT, UPDATE",
     "audit": "SELECT, INSERT",
     "blobs": "SELECT, INSERT, UPDATE",
     "change_event_totals": "SELECT",

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
 from ragllava.errors import QuotaExceeded
 from ragllava.stores.database import lock_name, records
-from ragllava.stores.schema import api_usage, audit, batches, blobs, jobs, questions, uploads
+from ragllava.stores.schema import api_usage, asked_pictures, audit, batches, jobs, uploads
 from ragllava.stores.sessions import OPEN_JOBS, OWNER
 
 _OPEN_JOBS_RETRY_S = 30.0  # jobs end at any time
@@ -100,13 +100,14 @@ def require_room(connection: Connection, new: int = 0) -> None:
 
 
 def stored_bytes(connection: Connection, owner: str) -> int:
-    """The bytes that a caller has stored: files, and pictures of questions, each once. Output files of batches do not
-    count."""
+    """The bytes that a caller has stored: files, and pictures that it asks with, each once. Output files of batches do
+    not count.
+
+    The sums are made of entries of two indexes, one for each file and picture that is there now.
+    """
     own_files = select(func.coalesce(func.sum(uploads.c.size_bytes), 0))
     own_files = own_files.where(uploads.c.owner == owner, uploads.c.job_id.is_(None))
-    of_questions = select(questions.c.picture).join(jobs, jobs.c.id == questions.c.job_id)
-    of_questions = of_questions.where(questions.c.picture.is_not(None), jobs.c.owner == owner)
-    pictures = select(func.coalesce(func.sum(blobs.c.size_bytes), 0)).where(blobs.c.sha256.in_(of_questions))
+    pictures = select(func.coalesce(func.sum(asked_pictures.c.size_bytes), 0)).where(asked_pictures.c.owner == owner)
     return sum(int(connection.execute(query).scalar_one()) for query in (own_files, pictures))
 
 

@@ -101,15 +101,22 @@ def unreferenced_blobs(connection: Connection, older_than_s: float) -> list[Unre
     return records(UnreferencedBlob, connection.execute(query, {"older_than_s": older_than_s}))
 
 
-def mark_deleting(connection: Connection, older_than_s: float, limit: int = 1000) -> list[str]:
+def mark_deleting(
+    connection: Connection, older_than_s: float, limit: int = 1000, among: Sequence[str] | None = None
+) -> list[str]:
     """Mark up to `limit` unreferenced blobs, and return their hashes for `delete_blob`. Commit in between.
+
+    `among`: only of these hashes.
 
     Blobs that an ingest holds locked are skipped: they will be referenced. References are checked again behind the
     lock: a statement that waits for a row sees its new version, but other tables as they were.
     """
+    named = "" if among is None else "sha256 = ANY(:among) AND"
     locked = connection.scalars(
-        text(f"SELECT sha256 FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256 LIMIT :limit FOR UPDATE SKIP LOCKED"),  # noqa: S608
-        {"older_than_s": older_than_s, "limit": limit},
+        text(f"""
+            SELECT sha256 FROM blobs WHERE {named} {_UNREFERENCED} ORDER BY sha256 LIMIT :limit FOR UPDATE SKIP LOCKED
+        """),  # noqa: S608 - no foreign text
+        {"older_than_s": older_than_s, "limit": limit} | ({} if among is None else {"among": list(among)}),
     ).all()
     rows = connection.scalars(
         text(f"""

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, func, text, update
 
 from ragllava.errors import Conflict, NotFound, UsageError
+from ragllava.stores.access import asked_pictures
 from ragllava.stores.archives import indexes
 from ragllava.stores.database import records
 from ragllava.stores.learning import trainings
@@ -111,6 +112,7 @@ def delete_inputs(connection: Connection, job_id: int) -> Counter[str]:
             pictures = sorted({sha256 for sha256 in deleted if sha256 is not None})
             if pictures:
                 mark_content(connection, pictures)
+                asked_pictures.disown(connection, job_id, pictures)
             return Counter(inputs=len(deleted))
     return Counter()
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from ragllava.api.route import Route
 from ragllava.api.routes import ALL_ROUTES
@@ -16,7 +17,8 @@ from ragllava.api.routes.native.archives import RemovalQuery
 from ragllava.api.routes.rerank_bodies import RerankBody, ScoreBody
 from ragllava.client import AccessRole, Principal
 from ragllava.settings import Settings
-from ragllava.stores.schema import audit
+from ragllava.stores.database import in_transaction
+from ragllava.stores.schema import audit, labels
 from tests.support.api_server import Front, open_front
 from tests.support.archive_places import HOOK, Place, make_place
 
@@ -147,6 +149,29 @@ def test_the_database_alone_keeps_archives_apart(world: World, route: Route, mon
     assert status == 404
 
 
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_what_a_form_or_a_task_names_elsewhere_does_not_exist(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_checked: bool
+) -> None:
+    """The routes whose archive stands in a part of a form, or in tasks of Label Studio."""
+    if not is_checked:
+        monkeypatch.setattr(Principal, "may_see", lambda self, archive_id: True)
+    headers = {"authorization": f"Bearer {world.keys[AccessRole.ADMIN]}"}
+    [task] = world.front.client.reviews.export_tasks("coins")
+    verdict = {"from_name": "verdict", "type": "choices", "value": {"choices": ["right"]}}
+    with httpx.Client(base_url=world.front.url, headers=headers, timeout=60) as http:
+        sent = http.post("/v1/jobs/file", data={"archive": "coins"}, files={"file": ("q.jsonl", b'{"question": "?"}')})
+        assert sent.status_code == 404, sent.text
+        stored = http.post("/v1/noisy/tasks", json={"tasks": [task | {"annotations": [{"result": [verdict]}]}]})
+    assert stored.status_code in (400, 404) and "no job" in stored.json()["error"]["message"], stored.text
+    [label] = in_transaction(world.front.office.engine, verdicts, int(world.foreign.paths["job_id"]))
+    assert label == "wrong"
+
+
+def verdicts(connection: Connection, job_id: int) -> list[str]:
+    return list(connection.scalars(select(labels.c.verdict).where(labels.c.job_id == job_id)))
+
+
 @pytest.mark.parametrize("route", LISTS, ids=identify)
 def test_lists_have_nothing_of_another_archive(world: World, route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Principal, "may_see", lambda self, archive_id: True)
@@ -165,8 +190,9 @@ def test_a_revoked_key_ends_at_once(world: World) -> None:
 
 def test_changes_are_audited_with_their_caller(world: World) -> None:
     key = world.front.key("ask", ["stamps"])
-    world.front.call("DELETE", "/v1/files/file-none", key, headers={"x-request-id": "seen-1"})
-    with world.front.office.engine.connect() as connection:
-        row = connection.execute(select(audit).where(audit.c.request_id == "seen-1")).one()
-    assert (row.owner, row.action, row.status) == (f"key {key[:12]}", "DELETE /v1/files/{file_id}", 404)
-    assert row.target == "/v1/files/file-none"
+    for number, (path, target) in enumerate((("file-none", "file-none"), ("a%00b", r"a\x00b"))):
+        world.front.call("DELETE", f"/v1/files/{path}", key, headers={"x-request-id": f"seen-{number}"})
+        with world.front.office.engine.connect() as connection:
+            row = connection.execute(select(audit).where(audit.c.request_id == f"seen-{number}")).one()
+        assert (row.owner, row.action, row.status) == (f"key {key[:12]}", "DELETE /v1/files/{file_id}", 404)
+        assert row.target == f"/v1/files/{target}"

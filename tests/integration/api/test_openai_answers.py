@@ -140,9 +140,11 @@ def test_a_question_with_a_picture(sdk: OpenAI, front: Front) -> None:
 
 def test_pictures_of_questions_count_as_stored(front: Front) -> None:
     key = front.key("ask", ["stamps"], stored_mib=1)
-    address = f"data:image/png;base64,{base64.b64encode(bytes(600_000)).decode()}"
+    stored, address = (f"data:image/png;base64,{base64.b64encode(bytes([n]) * 600_000).decode()}" for n in (1, 2))
+    for _ in range(2):  # the second time, nothing more is stored
+        body = {"model": "ragllava/stamps"} | picture(stored)
+        assert front.call("POST", "/v1/chat/completions", key, json=body)[0] == 200
     body = {"model": "ragllava/stamps"} | picture(address)
-    assert front.call("POST", "/v1/chat/completions", key, json=body)[0] == 200
     status, answer, _ = front.call("POST", "/v1/chat/completions", key, json=body)
     assert status == 429 and "1 MiB" in answer["error"]["message"]
     rows: dict[str, Any] = {"archive": "stamps", "questions": [{"question": "What?", "picture": address}]}
@@ -155,6 +157,23 @@ def test_pictures_of_questions_count_as_stored(front: Front) -> None:
         "POST", f"{front.url}/v1/jobs/file", fields=fields, headers={"Authorization": f"Bearer {key}"}
     )
     assert sent.status == 429
+
+
+def test_pictures_that_are_searched_by_count_as_stored(front: Front) -> None:
+    key = front.key("ask", ["stamps"], stored_mib=1)
+    first, second, third = (
+        f"data:image/png;base64,{base64.b64encode(bytes([n]) * 600_000).decode()}" for n in (3, 4, 5)
+    )
+
+    def status(path: str, address: str) -> int:
+        documents = [{"image": address}]
+        bodies = {"/v1/archives/stamps/search": {"image_url": address}}
+        body: dict[str, Any] = bodies.get(path, {"model": "ragllava/stamps", "query": "x", "documents": documents})
+        return front.call("POST", path, key, json=body)[0]
+
+    search, rerank = "/v1/archives/stamps/search", "/rerank"
+    assert (status(search, first), status(search, first), status(search, second)) == (200, 200, 429)
+    assert (status(rerank, first), status(rerank, third)) == (200, 429)
 
 
 def test_a_picture_of_many_lines_counts_once(front: Front) -> None:

@@ -379,6 +379,7 @@ def named_file(stream: Any, name: str) -> Iterator[Path]:
         raise InvalidRequest(f"{plain[:80]!r} cannot be the name of a file", "file")
     with TemporaryDirectory(prefix="ragllava-api-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / (plain or "questions")
+        stream.seek(0)  # the call may have begun before (Threads)
         with path.open("wb") as copy:
             shutil.copyfileobj(stream, copy, 2**20)
         yield path

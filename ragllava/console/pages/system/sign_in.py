@@ -68,10 +68,11 @@ def show_sign_in(visit: Visit[SignInQuery, NoBody]) -> Context:
 
 
 @pages.post(SIGN_IN, needs=None, body=SignInForm, max_body_bytes=_FORM_BYTES, template="sign_in.html", title="Sign in")
-def sign_in(visit: Visit[NoQuery, SignInForm]) -> Response | Shown:
+async def sign_in(visit: Visit[NoQuery, SignInForm]) -> Response | Shown:
     """Sign in with a key or a token."""
+    key, access = visit.body.key.strip(), visit.client.access
     try:
-        secret, _ = visit.client.access.sign_in(visit.body.key.strip())
+        secret, _ = await (visit.wait_as_stranger if access.asks_provider(key) else visit.run)(access.sign_in, key)
     except NotAuthenticated as error:
         return Shown(_form(visit, visit.body.next, str(error)), status=401)
     return _enter(visit, secret, visit.body.next)

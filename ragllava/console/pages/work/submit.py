@@ -55,7 +55,6 @@ def submit_file(visit: Visit[NoQuery, JobFileForm]) -> Done | Shown:
         try:
             submitted = submit(visit, visit.body, archive, path)
         except InvalidInput:
-            file.file.seek(0)
             return Shown(_form(visit, archive) | _checked(visit), "submit.html", status=400)
     return Done(f"Job {submitted.job} has {submitted.total:,} questions.", f"{ROOT}/jobs/{submitted.job}")
 

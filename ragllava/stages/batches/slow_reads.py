@@ -1,0 +1,39 @@
+"""Reading batches that have pictures of other hosts: in threads of their own, for a host may be slow."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from ragllava.errors import ServiceUnavailable
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 4
+
+
+class SlowReads:
+    """Batches of one process that are being read, or wait until fewer are."""
+
+    def __init__(self) -> None:
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._subjects: set[str] = set()
+
+    def has(self, subject: str) -> bool:
+        """Whether the reading of this batch has begun and not ended."""
+        return subject in self._subjects
+
+    def begin(self, subject: str, read: Callable[[], object]) -> None:
+        """Read a batch as soon as there is a place. The thread ends with its process; a later tick begins again."""
+        self._subjects.add(subject)
+        threading.Thread(target=self._read, args=(subject, read), name=f"read {subject}", daemon=True).start()
+
+    def _read(self, subject: str, read: Callable[[], object]) -> None:
+        try:
+            with self._places:
+                read()
+        except ServiceUnavailable as error:
+            log.warning(str(error), extra={"action": "batch_not_read", "subject": subject})
+        finally:
+            self._subjects.discard(subject)
