@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ragllava.lab.mini_recipe.examples import PackSampler, scene
+from ragllava.lab.mini_recipe.endings import scene
+from ragllava.lab.mini_recipe.examples import PackSampler
 from ragllava.lab.mini_recipe.loop import StageTask
 from ragllava.postcards.names import Attributes
 from ragllava.postcards.questions import ask_about_one, ask_about_two

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from ragllava.lab.mini_recipe.calibrate import write_profile
 from ragllava.lab.mini_recipe.clip import RetrievalText, TextToPictures, choice_loss, draw_text
-from ragllava.lab.mini_recipe.examples import Ending, Pack, PackSampler
+from ragllava.lab.mini_recipe.endings import Ending
+from ragllava.lab.mini_recipe.examples import Pack, PackSampler
 from ragllava.lab.mini_recipe.export import as_open_clip
 from ragllava.lab.mini_recipe.language import PackedLlava, fitting_words, tower_features, visible_words
 from ragllava.lab.mini_recipe.loop import StageSchedule
