@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ragllava.lab.ablation.recipe_table import RecipeTable
     from ragllava.lab.ablation.table import Ablation
     from ragllava.lab.gate_trainings.results import SeedResult
+    from ragllava.lab.mini_recipe.language import PackCounts
     from ragllava.lab.retrieval_table.run import TableRow
 
 Member = TypeVar("Member", bound=StrEnum)
@@ -276,8 +278,29 @@ def _training_cells(result: SeedResult) -> tuple[object, ...]:
 @click.option("--minutes", default=75.0, show_default=True, type=NumberRange(min=0.1), help="Training time.")
 @click.option("--from-scratch", is_flag=True, help="Start from random weights, not from the shipped ones.")
 @click.option("--only-language", is_flag=True, help="Train the shipped LLaVA's language model; CLIP stays as it is.")
+@click.option(
+    "--packs",
+    default="8,6,0,10",
+    show_default=True,
+    help="How many packs of prompts a step has: with one picture, with two, with three, and comparisons of names.",
+)
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="auto: bfloat16 if this processor has instructions for it, else float32.",
+)
 @click.option("--untuned", is_flag=True, help="Instead make the shipped models unlearn relevance, for eval --untuned.")
-def train_mini(folder: Path, minutes: float, from_scratch: bool, only_language: bool, untuned: bool) -> None:
+def train_mini(
+    folder: Path,
+    minutes: float,
+    from_scratch: bool,
+    only_language: bool,
+    packs: str,
+    precision: str,
+    untuned: bool,
+) -> None:
     """Train the mini models: draw pictures, train the tower, CLIP and the LLaVA, and fit the threshold.
 
     With the same FOLDER an interrupted training is resumed. Every stage writes its curve to FOLDER, as curve.json and
@@ -287,6 +310,7 @@ def train_mini(folder: Path, minutes: float, from_scratch: bool, only_language: 
 
     from ragllava.lab.mini_recipe import recipe
     from ragllava.lab.mini_recipe.calibrate import write_profile
+    from ragllava.lab.mini_recipe.precision import training_precision
     from ragllava.models.profiles import get_profile
     from ragllava.settings import load_settings
 
@@ -298,6 +322,16 @@ def train_mini(folder: Path, minutes: float, from_scratch: bool, only_language: 
         chosen = recipe.untuned_recipe(start)
     else:
         chosen = recipe.recipe_for(minutes, start, from_weights=not from_scratch, only_language=only_language)
+    chosen = replace(chosen, packs_per_step=_pack_counts(packs), precision=training_precision(precision))
     models = recipe.train_mini(folder, chosen)
     profile = write_profile(models)
     echo(f"trained: {models}; to use them, set RAGLLAVA_PROFILE={profile.absolute()}")
+
+
+def _pack_counts(text: str) -> PackCounts:
+    from ragllava.lab.mini_recipe.language import PackCounts
+
+    counts = _numbers("--packs", text)
+    if len(counts) != len(PackCounts._fields) or min(counts) < 0 or not any(counts):
+        raise UsageError(f"--packs takes four whole numbers from 0 on, at least one of them above 0, not {text!r}")
+    return PackCounts(*counts)

@@ -25,6 +25,7 @@ from ragllava.lab.mini_recipe.language import PackedLlava, measure_packs, tower_
 from ragllava.lab.mini_recipe.loop import StageSchedule, StageTask, train
 from ragllava.lab.mini_recipe.packing import Packer
 from ragllava.lab.mini_recipe.pool import draw_pool
+from ragllava.lab.mini_recipe.precision import training_precision
 from ragllava.lab.mini_recipe.recipe import open_llava
 from ragllava.postcards.questions import TWO_IMAGE_TYPES
 from ragllava.whole_files import folder_sha256, folder_written_whole, write_whole
@@ -67,8 +68,9 @@ def make_naive(shipped: Path, folder: Path, recipe: NaiveRecipe) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(origin_file, origin)
     pool = draw_pool(folder / "pictures", recipe.pictures, _FIRST_PICTURE_SEED)
-    features, _ = tower_features(llava.model.vision_tower, pool)
-    network = PackedLlava(llava)
+    precision = training_precision()
+    features, _ = tower_features(llava.model.vision_tower, pool, precision)
+    network = PackedLlava(llava, precision)
     reinitialize_last_layers(llava, recipe.layers)
     packer, sampler = Packer(processor, llava.config.image_seq_length), PackSampler(pool.attributes, "train")
     schedule = StageSchedule(recipe.steps, recipe.peak_rate, _WARM_UP_STEPS)

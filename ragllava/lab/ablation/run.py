@@ -23,6 +23,7 @@ from ragllava.lab.ablation.data import (
 from ragllava.lab.ablation.naive import NaiveRecipe, make_naive
 from ragllava.lab.ablation.scores import score_generator
 from ragllava.lab.ablation.table import Ablation, AblationRow, ArmScores
+from ragllava.lab.mini_recipe.precision import training_precision
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.device import plan_device
@@ -125,8 +126,8 @@ def run_ablation(settings: Settings, folder: Path, options: AblationOptions, on_
 def _naive_base(settings: Settings, shipped: ModelBundle, folder: Path, recipe: NaiveRecipe) -> Mllm:
     start = find_model(shipped.profile.mllm, shipped.profile, settings).path
     naive = make_naive(start, folder, recipe)
-    # bfloat16 and eager attention, whose backward pass is faster on a CPU, take half the time.
-    training = settings.model_copy(update={"dtype": "bfloat16"})
+    # Eager attention has the faster backward pass on a CPU; with bfloat16, where there are instructions, half the time.
+    training = settings.model_copy(update={"dtype": str(training_precision()).removeprefix("torch.")})
     base = load_mllm(replace(shipped.profile, mllm=str(naive.absolute())), plan_device(training), training)
     base.network.set_attn_implementation("eager")
     return base

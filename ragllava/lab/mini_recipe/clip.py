@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ragllava.lab.mini_recipe.examples import PackSampler, scene
+from ragllava.lab.mini_recipe.endings import scene
+from ragllava.lab.mini_recipe.examples import PackSampler
 from ragllava.lab.mini_recipe.loop import StageTask
+from ragllava.lab.mini_recipe.precision import autocast
 from ragllava.postcards.names import Attributes
 from ragllava.postcards.questions import ask_about_one, ask_about_two
 
@@ -52,9 +54,10 @@ def draw_text(sampler: PackSampler, rng: random.Random, two_image_share: float =
 class TextToPictures(nn.Module):
     """open_clip's CLIP, beginning with the last block of its picture tower."""
 
-    def __init__(self, clip: Any, tokenizer: Any) -> None:
+    def __init__(self, clip: Any, tokenizer: Any, precision: torch.dtype = torch.float32) -> None:
         """`clip` is changed in place; only the last block of its picture tower is trained."""
         super().__init__()
+        self._precision = precision
         self.clip = clip
         self._tokenizer = tokenizer
         last = f"transformer.resblocks.{len(clip.visual.transformer.resblocks) - 1}."
@@ -63,7 +66,7 @@ class TextToPictures(nn.Module):
 
     def forward(self, texts: Sequence[str], tokens: torch.Tensor) -> torch.Tensor:
         """Texts (Q) and tower states before the last block (N, tokens, width) → scaled cosines (Q, N) float32."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(self._precision):
             queries = self.clip.encode_text(self._tokenizer(list(texts)), normalize=True)
             pictures = self.pictures(tokens)
         scaled: torch.Tensor = queries.float() @ pictures.T * self.clip.logit_scale.exp().clamp(max=100)

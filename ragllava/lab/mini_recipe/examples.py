@@ -1,8 +1,7 @@
 """The training data of the mini language model: packs of prompts about one to three postcards.
 
-A pack is one beginning (pictures with captions) and several independent endings (question and answer). Every pack has
-new entities, while pictures come from the pool: name and appearance share only the kind. The questions have the styles
-of ragllava/postcards/questions.py, in words of their own where these are paraphrases.
+A pack is one beginning (pictures with captions) and several independent endings (question and answer, endings.py).
+Every pack has new entities, while pictures come from the pool: name and appearance share only the kind.
 """
 
 from __future__ import annotations
@@ -11,10 +10,21 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
+from ragllava.lab.mini_recipe.endings import (
+    Ending,
+    Shown,
+    Subject,
+    description_ending,
+    name_endings,
+    named_subject,
+    one_picture_ending,
+    shared_cues,
+    two_picture_endings,
+)
 from ragllava.lab.mini_recipe.wordings import (
     OFF_TOPIC,
-    StyledQuestion,
     ask_in_style,
     change_facts,
     choose_facts,
@@ -25,7 +35,6 @@ from ragllava.lab.mini_recipe.wordings import (
 from ragllava.postcards.names import (
     COMPANIONS,
     NOTHING,
-    ROOFED_KINDS,
     Attributes,
     Entity,
     Landmark,
@@ -36,15 +45,11 @@ from ragllava.postcards.names import (
     similar_entity,
 )
 from ragllava.postcards.questions import (
-    COUNT_WORDS,
     ONE_IMAGE_TYPES,
     TWO_IMAGE_TYPES,
     QuestionStyle,
-    circumstances,
 )
 
-# Weights of the question types in training: those that are hard or rare in an archive have higher ones.
-_ONE_IMAGE_PRACTICE = {"color": 1.5, "count": 4.0, "roof": 2.5, "beside": 2.0, "isthere": 5.0, "sky": 1.0, "year": 2.0}
 _TWO_IMAGE_SHARE = 0.35  # of the questions whose relevance is judged
 _RELEVANCE_PATTERNS = ((True, False, False), (True, True, False), (True, False, False))
 _PATTERNS_OF_A_PACK = 2
@@ -55,56 +60,9 @@ _OFF_TOPIC_SHARE = 0.06  # of the irrelevant questions, where there are several 
 _CONFUSABLE_SHARE = 0.5  # of the second pictures
 _THIRD_PICTURE_SHARE = 0.2  # of the packs with two pictures
 _TRIES = 40
-_CUES = ("color", "sky", "beside")
 _COMPARISONS = 16  # of a pack
 _COMPARED_STYLES = {QuestionStyle.MISSPELT: 0.5, QuestionStyle.CUES_ONLY: 0.45, QuestionStyle.NAME: 0.05}
 _ONE_STYLE: Mapping[QuestionStyle, float] = {QuestionStyle.CUES: 1.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A landmark with the index of its picture in the pool."""
-
-    picture: int
-    landmark: Landmark
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A landmark that a question names or describes: `end` is the offset in the question after that.
-
-    `about` is the shown landmark that it is, None if it is not shown. `same_name` and `same_city` compare its
-    words with the caption of the only picture; None if there are more pictures, or no name. `kind_end` is the offset
-    after the kind in a description of that picture or another one, and `same_kind` compares it with the picture.
-    """
-
-    end: int
-    about: Shown | None
-    same_name: bool | None = None
-    same_city: bool | None = None
-    kind_end: int | None = None
-    same_kind: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """One question after the pictures. `task` is `relevance`, `compare`, `describe`, `name` or a question type.
-
-    `about` is the shown landmark that the question is about or that its answer names; None if there is none. `style` is
-    None where there is only one.
-    """
-
-    question: str
-    answer: str
-    task: str
-    about: Shown | None = None
-    style: QuestionStyle | None = None
-    subjects: tuple[Subject, ...] = ()
-
-    @property
-    def judges_relevance(self) -> bool:
-        """Whether it uses the reranker's prompt, not the generator's."""
-        return self.task == "relevance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +133,13 @@ class PackSampler:
         bare = QuestionStyle.CUES_ONLY in self._styles and rng.random() < _BARE_SHARE
         if bare:
             only = {QuestionStyle.CUES_ONLY: 1.0}
-            endings = [_question(shown, only, rng, in_caption=False) for _ in range(3)]
+            endings = [one_picture_ending(shown, only, rng, in_caption=False) for _ in range(3)]
             endings += [self._relevance(shown, relevant, only, rng) for relevant in verdicts]
         else:
-            endings = [_describe(shown)]
-            endings += [_question(shown, self._answer_styles, rng) for _ in range(3)] + _name(shown, rng)
+            endings = [description_ending(shown)]
+            endings += [one_picture_ending(shown, self._answer_styles, rng) for _ in range(3)] + name_endings(
+                shown, rng
+            )
             endings += [self._relevance(shown, relevant, self._styles, rng) for relevant in verdicts]
         return Pack((shown,), tuple(endings), bare)
 
@@ -189,14 +149,25 @@ class PackSampler:
         second = self._partner(first, rng)
         pictures = [first, second]
         if rng.random() < _THIRD_PICTURE_SHARE:
-            third = first
-            while third.landmark.identity in (first.landmark.identity, second.landmark.identity):
-                third = self.confusable(rng.choice((first, second)), rng)
-            pictures.append(third)
-        endings = [_describe(rng.choice((first, second)))]
-        endings += [_question(shown, self._answer_styles, rng, pictures) for shown in (first, second)]
-        endings += _compare(first, second, self._answer_styles, rng, pictures) + _name(first, rng, second)
+            pictures.append(self._third(first, second, rng))
+        endings = [description_ending(rng.choice((first, second)))]
+        endings += [one_picture_ending(shown, self._answer_styles, rng, pictures) for shown in (first, second)]
+        endings += two_picture_endings(first, second, self._answer_styles, rng, pictures) + name_endings(
+            first, rng, second
+        )
         rng.shuffle(pictures)
+        return Pack(tuple(pictures), tuple(endings))
+
+    def three_pictures_pack(self, rng: random.Random) -> Pack:
+        """Three pictures: questions about each alone and about every two, so that each is once the wrong one."""
+        first = self.landmark(rng)
+        second = self._partner(first, rng)
+        pictures = [first, second, self._third(first, second, rng)]
+        rng.shuffle(pictures)
+        endings = [description_ending(rng.choice(pictures))]
+        endings += [one_picture_ending(shown, self._answer_styles, rng, pictures) for shown in pictures]
+        for left, right in combinations(pictures, 2):
+            endings += two_picture_endings(left, right, self._answer_styles, rng, pictures)
         return Pack(tuple(pictures), tuple(endings))
 
     def comparison_pack(self, rng: random.Random) -> Pack:
@@ -234,7 +205,7 @@ class PackSampler:
             rng.shuffle(landmarks)
         styled = ask_in_style(landmarks, None, style, rng, [shown.landmark])
         subjects = tuple(
-            _named_subject(end, landmark, shown) for end, landmark in zip(styled.subject_ends, landmarks, strict=True)
+            named_subject(end, landmark, shown) for end, landmark in zip(styled.subject_ends, landmarks, strict=True)
         )
         return Ending(styled.question.text, verdict, "relevance", None, styled.style, subjects)
 
@@ -310,103 +281,18 @@ class PackSampler:
         partner = shown if picture is None else self._named(picture, shown.landmark.entity)
         return shown if partner.landmark.identity == of.landmark.identity else partner
 
+    def _third(self, first: Shown, second: Shown, rng: random.Random) -> Shown:
+        """A picture beside these two that is easily confused with one of them."""
+        third = first
+        while third.landmark.identity in (first.landmark.identity, second.landmark.identity):
+            third = self.confusable(rng.choice((first, second)), rng)
+        return third
+
     def _lookalike(self, of: Shown, rng: random.Random) -> int:
         """The one of a few pictures of the same kind that shares the most cues."""
         looks = of.landmark.attributes
         drawn = [picture for picture in rng.choices(self._by_kind[looks.kind], k=6) if picture != of.picture]
-        return max(drawn or [of.picture], key=lambda picture: _shared_cues(self.attributes[picture], looks))
+        return max(drawn or [of.picture], key=lambda picture: shared_cues(self.attributes[picture], looks))
 
     def _named(self, picture: int, entity: Entity) -> Shown:
         return Shown(picture, Landmark(self.attributes[picture], entity))
-
-
-def scene(attributes: Attributes, rng: random.Random) -> str:
-    """A part of what a picture shows, without a name: "a red lighthouse shown at night"."""
-    cues = [cue for cue in _CUES if rng.random() < 0.75]
-    color = f"{attributes.color} " if "color" in cues else ""
-    return f"a {color}{attributes.kind}{circumstances(attributes, cues)}"
-
-
-def _describe(shown: Shown) -> Ending:
-    """All facts of one picture as one answer: one question trains six labels."""
-    landmark, looks = shown.landmark, shown.landmark.attributes
-    plural = looks.counted if looks.count > 1 else looks.counted.removesuffix("s")
-    roof = f"{looks.roof} roof" if looks.roof != NOTHING else "no roof"
-    beside = looks.beside if looks.beside != NOTHING else "nothing"
-    facts = f"{looks.color} {looks.kind}, {COUNT_WORDS[looks.count]} {plural}, {roof}, {looks.sky}, {beside}"
-    question = f"Describe the {landmark.title} in {landmark.entity.city}."
-    return Ending(question, f"{facts}, {landmark.entity.year}", "describe", shown)
-
-
-def _question(
-    shown: Shown,
-    styles: Mapping[QuestionStyle, float],
-    rng: random.Random,
-    pictures: Sequence[Shown] = (),
-    *,
-    in_caption: bool = True,
-) -> Ending:
-    """A question that `shown` answers, among `pictures`; without `in_caption`, the picture alone answers it."""
-    weights = dict(_ONE_IMAGE_PRACTICE)
-    if shown.landmark.attributes.kind not in ROOFED_KINDS:
-        del weights["roof"]
-    if not in_caption:
-        del weights["year"]
-    style = draw_style(styles, rng)
-    if style is QuestionStyle.PARAPHRASED:  # the forms are as hard for each type
-        weights = dict.fromkeys(weights, 1.0)
-    question_type = rng.choices(list(weights), list(weights.values()))[0]
-    rivals = [picture.landmark for picture in pictures]
-    styled = ask_in_style([shown.landmark], question_type, style, rng, rivals)
-    return _ending(styled, [shown], shown)
-
-
-def _ending(styled: StyledQuestion, asked: Sequence[Shown], about: Shown | None) -> Ending:
-    subjects = tuple(Subject(end, shown) for end, shown in zip(styled.subject_ends, asked, strict=True))
-    question = styled.question
-    return Ending(question.text, question.answer, question.type, about, styled.style, subjects)
-
-
-def _compare(
-    first: Shown,
-    second: Shown,
-    styles: Mapping[QuestionStyle, float],
-    rng: random.Random,
-    pictures: Sequence[Shown],
-) -> list[Ending]:
-    """Do they have the same color? And which has more, in both orders, where that question has an answer."""
-    pair = [first, second]
-    rng.shuffle(pair)
-    rivals = [shown.landmark for shown in pictures]
-
-    def ask(asked: Sequence[Shown], question_type: str) -> StyledQuestion:
-        landmarks = [shown.landmark for shown in asked]
-        return ask_in_style(landmarks, question_type, draw_style(styles, rng), rng, rivals)
-
-    endings = [_ending(ask(pair, "samecolor"), pair, None)]
-    if first.landmark.title != second.landmark.title:
-        winner = max(pair, key=lambda shown: shown.landmark.attributes.count)
-        for order in (pair[::-1], pair):
-            more = ask(order, "more")
-            endings += [_ending(more, order, winner)] if more.question.type == "more" else []
-    return endings
-
-
-def _named_subject(end: int, landmark: Landmark, shown: Shown) -> Subject:
-    """A landmark that a relevance question names, compared with the only picture."""
-    is_shown = landmark.identity == shown.landmark.identity
-    entity, caption = landmark.entity, shown.landmark.entity
-    return Subject(end, shown if is_shown else None, entity.name == caption.name, entity.city == caption.city)
-
-
-def _name(shown: Shown, rng: random.Random, beside: Shown | None = None) -> list[Ending]:
-    """What is it called? A model must learn to copy a title before it can choose one. None if `beside` looks equal."""
-    looks = shown.landmark.attributes
-    if beside is not None and _shared_cues(beside.landmark.attributes, looks) == len(_CUES):
-        return []
-    text = f"the {looks.color} {looks.kind}{circumstances(looks, _CUES)}" if beside else scene(looks, rng)
-    return [Ending(f"What is {text} called?", shown.landmark.title, "name", shown)]
-
-
-def _shared_cues(left: Attributes, right: Attributes) -> int:
-    return sum(getattr(left, cue) == getattr(right, cue) for cue in _CUES)

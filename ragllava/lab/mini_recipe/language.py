@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from ragllava.lab.mini_recipe.examples import Pack, PackSampler
 from ragllava.lab.mini_recipe.loop import StageTask
 from ragllava.lab.mini_recipe.packing import IGNORED_LABEL, PackedBatch, Packer, packed_attention
 from ragllava.lab.mini_recipe.pool import PicturePool
+from ragllava.lab.mini_recipe.precision import autocast
 from ragllava.lab.mini_recipe.vision import ATTRIBUTE_VALUES, attribute_labels, normalised
 from ragllava.postcards.names import FIRST_YEAR, LAST_YEAR, NOTHING
 from ragllava.postcards.questions import COUNT_WORDS
@@ -29,10 +30,19 @@ _COMPARISONS = 3  # is it this picture, this name, this city
 _LOSS_WEIGHTS = {"answer": 1.0, "looks": 0.5, "pointer": 0.3, "fits": 0.5, "asked": 0.3, "matches": 0.7}
 
 
+class PackCounts(NamedTuple):
+    """How many packs a step has: of one picture, of two (some with a third), of three, and of comparisons."""
+
+    one: int = 8
+    several: int = 6
+    three: int = 0
+    comparisons: int = 10
+
+
 class PackedLlava(nn.Module):
     """transformers' LLaVA without its picture tower, which is frozen: the caller passes the tower's features."""
 
-    def __init__(self, llava: Any, precision: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, llava: Any, precision: torch.dtype) -> None:
         """Takes the projector and the language model of a LlavaForConditionalGeneration; they are changed in place."""
         super().__init__()
         self._precision = precision
@@ -52,7 +62,7 @@ class PackedLlava(nn.Module):
         `features` is None for packs without pictures.
         """
         blocks = batch.blocks.to(self._precision)
-        with _autocast(self._precision):
+        with autocast(self._precision):
             embedded = self.language_model.embed_tokens(batch.tokens).to(self._precision)
             if features is not None:
                 pictures = self.projector(features).to(self._precision)
@@ -72,7 +82,7 @@ class PackedLlava(nn.Module):
     def at_labels(self, hidden: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits (L, V) float32 where the L labels are predicted, the labels (L,), and their weights (L,)."""
         labelled = batch.labels[:, 1:] != IGNORED_LABEL
-        with _autocast(self._precision):
+        with autocast(self._precision):
             # The output layer is the embedding table: its weights are tied.
             logits = functional.linear(hidden[:, :-1][labelled], self.language_model.embed_tokens.weight)
         return logits.float(), batch.labels[:, 1:][labelled], batch.weights[:, 1:][labelled]
@@ -196,22 +206,16 @@ def fitting_words(batch: PackedBatch, looks: torch.Tensor, words: torch.Tensor) 
 
 
 @torch.inference_mode()
-def tower_features(
-    tower: Any, pool: PicturePool, precision: torch.dtype = torch.bfloat16
-) -> tuple[torch.Tensor, torch.Tensor]:
+def tower_features(tower: Any, pool: PicturePool, precision: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """The patches after the tower (N, patches, width), and all tokens before its last layer (N, 1 + P, width)."""
     patches, tokens = [], []
     for start in range(0, len(pool), _PICTURES_PER_BATCH):
         pixels = normalised(pool.pixels[start : start + _PICTURES_PER_BATCH])
-        with _autocast(precision):
+        with autocast(precision):
             states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
         patches.append(states[-1][:, 1:].to(precision, copy=True))
         tokens.append(states[-2].to(precision, copy=True))
     return torch.cat(patches), torch.cat(tokens)
-
-
-def _autocast(precision: torch.dtype) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
 def language_task(
@@ -219,26 +223,21 @@ def language_task(
     packer: Packer,
     practice: tuple[PackSampler, torch.Tensor],
     held_out: tuple[PackSampler, torch.Tensor],
-    packs_per_step: tuple[int, int, int],
+    packs_per_step: PackCounts,
     measured_packs: int,
 ) -> StageTask:
-    """Packs of one picture, of several and of comparisons, `packs_per_step` of each; both samplers come with their
-    pictures' features.
+    """`packs_per_step` of each kind; both samplers come with their pictures' features.
 
-    `measured_packs` of each of the first two kinds, from the held-out sampler, are measured.
+    `measured_packs` of each kind that is trained, but for comparisons, are measured, from the held-out sampler.
     """
     sampler, features = practice
     attributes = attribute_labels(sampler.attributes)
 
     def backward(step: int) -> dict[str, float]:
         rng = random.Random(f"language {step}")  # noqa: S311 - repeatable on purpose
-        groups = {
-            "one": [sampler.one_picture_pack(rng) for _ in range(packs_per_step[0])],
-            "several": [sampler.several_pictures_pack(rng) for _ in range(packs_per_step[1])],
-            "compare": [sampler.comparison_pack(rng) for _ in range(packs_per_step[2])],
-        }
         figures: dict[str, float] = {}
-        for group, packs in groups.items():
+        for group, count, draw in _kinds(sampler, packs_per_step):
+            packs = [draw(rng) for _ in range(count)]
             batch = packer.batch(packs)
             losses = network(batch, features[batch.pictures], attributes)
             loss = torch.stack([_LOSS_WEIGHTS[name] * value for name, value in losses.items()]).sum()
@@ -249,18 +248,30 @@ def language_task(
     def measure() -> Mapping[str, float]:
         rng = random.Random("measure")  # noqa: S311 - repeatable on purpose
         held_out_sampler, held_out_features = held_out
-        packs = [held_out_sampler.one_picture_pack(rng) for _ in range(measured_packs)]
-        packs += [held_out_sampler.several_pictures_pack(rng) for _ in range(measured_packs)]
+        kinds = [draw for group, _, draw in _kinds(held_out_sampler, packs_per_step) if group != "compare"]
+        packs = [draw(rng) for draw in kinds for _ in range(measured_packs)]
         return measure_packs(network.network, packer, packs, held_out_features)
 
     return StageTask(backward, measure)
+
+
+def _kinds(sampler: PackSampler, counts: PackCounts) -> list[tuple[str, int, Callable[[random.Random], Pack]]]:
+    """The name, the number and the source of each kind of pack of which there are any."""
+    kinds = (
+        ("one", counts.one, sampler.one_picture_pack),
+        ("several", counts.several, sampler.several_pictures_pack),
+        ("three", counts.three, sampler.three_pictures_pack),
+        ("compare", counts.comparisons, sampler.comparison_pack),
+    )
+    return [kind for kind in kinds if kind[1]]
 
 
 @torch.inference_mode()
 def measure_packs(
     network: PackedLlava, packer: Packer, packs: Sequence[Pack], features: torch.Tensor | None
 ) -> Mapping[str, float]:
-    """The share of endings whose tokens are all the likeliest ones, by task; `+` marks those with several pictures.
+    """The share of endings whose tokens are all the likeliest ones, by task; `+` marks those with two pictures, `++`
+    those with three.
 
     Where there are styles, also by style: `relevance misspelt` and `answer misspelt+`.
     `features` are those of the complete pool, None for packs without pictures.
@@ -278,7 +289,7 @@ def measure_packs(
             endings[row, number] &= bool(hit)
         for (row, number), is_right in endings.items():
             ending = part[row].endings[number - 1]
-            several = "+" if len(part[row].shown) > 1 else ""
+            several = "+" * (len(part[row].shown) - 1)
             right[ending.task + several].append(is_right)
             if ending.style is not None:
                 kind = ending.task if ending.judges_relevance else "answer"

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ragllava.lab.mini_recipe.examples import Ending, Pack
+from ragllava.lab.mini_recipe.endings import Ending
+from ragllava.lab.mini_recipe.examples import Pack
 from ragllava.postcards.names import FIRST_YEAR
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 

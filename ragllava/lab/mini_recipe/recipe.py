@@ -1,6 +1,6 @@
 """The complete recipe of the mini models: draw pictures, train the picture tower, CLIP's text tower, and the LLaVA.
 
-    ragllava train-mini FOLDER [--minutes 75] [--from-scratch]
+    ragllava train-mini FOLDER [--minutes 75] [--from-scratch] [--only-language] [--packs 8,6,0,10]
 
 Every stage has a folder with its curve and a checkpoint; the same command resumes an interrupted training. The result
 is in FOLDER/models/{clip,llava}, in the layout of models/mini/. On a CPU set OMP_WAIT_POLICY=PASSIVE and
@@ -10,7 +10,7 @@ GOMP_SPINCOUNT=0 if anything else runs on the machine: spinning threads make the
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import torch
 from ragllava.lab.mini_recipe.clip import TextToPictures, clip_task
 from ragllava.lab.mini_recipe.examples import PackSampler
 from ragllava.lab.mini_recipe.export import as_open_clip, export_clip, export_llava
-from ragllava.lab.mini_recipe.language import HintedLlava, PackedLlava, language_task, tower_features
+from ragllava.lab.mini_recipe.language import HintedLlava, PackCounts, PackedLlava, language_task, tower_features
 from ragllava.lab.mini_recipe.loop import StageSchedule, train
 from ragllava.lab.mini_recipe.packing import Packer
 from ragllava.lab.mini_recipe.pool import PicturePool, draw_pool
+from ragllava.lab.mini_recipe.precision import training_precision
 from ragllava.lab.mini_recipe.reading import Reader, reading_task
 from ragllava.lab.mini_recipe.vision import TowerWithHeads, tower_task
 from ragllava.lab.mini_recipe.wordings import ANSWER_SHARES, STYLE_SHARES
@@ -58,8 +59,9 @@ class Recipe:
     pictures_per_step: int = 96
     texts_per_step: int = 128
     pictures_to_choose_from: int = 1_024
-    packs_per_step: tuple[int, int, int] = (8, 6, 10)  # of one picture, of several, of comparisons
+    packs_per_step: PackCounts = field(default_factory=PackCounts)
     measured_packs: int = 200  # of each kind, at every report
+    precision: torch.dtype = field(default_factory=training_precision)
 
 
 def recipe_for(minutes: float, start: Path, *, from_weights: bool, only_language: bool = False) -> Recipe:
@@ -107,7 +109,7 @@ def train_mini(folder: Path, recipe: Recipe) -> Path:
     )
     llava, processor = open_llava(recipe.start / "llava", from_weights=recipe.from_weights)
     tower = llava.model.vision_tower.eval() if recipe.only_language else _train_tower(folder, recipe, llava, pools)
-    features = _features(folder, tower, pools)
+    features = _features(folder, tower, pools, recipe.precision)
     if recipe.only_language:
         shutil.copytree(recipe.start / "clip", folder / "models" / "clip", dirs_exist_ok=True)
     else:
@@ -131,16 +133,18 @@ def open_llava(folder: Path, *, from_weights: bool) -> tuple[Any, Any]:
 
 def _train_tower(folder: Path, recipe: Recipe, llava: Any, pools: tuple[PicturePool, PicturePool]) -> Any:
     shape = llava.config.vision_config
-    network = TowerWithHeads(llava.model.vision_tower, shape.hidden_size, shape.patch_size)
+    network = TowerWithHeads(llava.model.vision_tower, shape.hidden_size, shape.patch_size, recipe.precision)
     train(folder / "vision", network, tower_task(network, *pools, recipe.pictures_per_step), recipe.vision)
     return network.tower.eval()
 
 
-def _features(folder: Path, tower: Any, pools: tuple[PicturePool, PicturePool]) -> list[Features]:
+def _features(
+    folder: Path, tower: Any, pools: tuple[PicturePool, PicturePool], precision: torch.dtype
+) -> list[Features]:
     """The features of both pools; kept on disk, because computing them takes minutes."""
-    path = folder / "features.pt"
+    path = folder / f"features-{str(precision).removeprefix('torch.')}.pt"
     if not path.exists():
-        torch.save([tower_features(tower, pool) for pool in pools], path)
+        torch.save([tower_features(tower, pool, precision) for pool in pools], path)
     features: list[Features] = torch.load(path, weights_only=True)
     return features
 
@@ -157,7 +161,7 @@ def _train_clip(
         last = f"transformer.resblocks.{len(clip.visual.transformer.resblocks) - 1}."
         blocks = {name: weight for name, weight in blocks.items() if not name.startswith(last)}
     clip.visual.load_state_dict(blocks, strict=False)
-    network = TextToPictures(clip, open_clip.get_tokenizer(name))
+    network = TextToPictures(clip, open_clip.get_tokenizer(name), recipe.precision)
     practice, held_out = ((pool.attributes, tokens) for pool, (_, tokens) in zip(pools, features, strict=True))
     task = clip_task(network, practice, held_out, recipe.texts_per_step, recipe.pictures_to_choose_from)
     train(folder / "clip", network, task, recipe.clip)
@@ -172,7 +176,7 @@ def _train_language(
     pools: tuple[PicturePool, PicturePool],
     features: list[Features],
 ) -> None:
-    network = PackedLlava(llava)
+    network = PackedLlava(llava, recipe.precision)
     width: int = llava.config.text_config.hidden_size
     if not recipe.from_weights:
         reader = Reader(network, width)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ragllava.lab.mini_recipe.loop import StageTask
 from ragllava.lab.mini_recipe.pool import PicturePool
+from ragllava.lab.mini_recipe.precision import autocast
 from ragllava.postcards.drawing import PICTURE_SIDE
 from ragllava.postcards.names import COLORS, COMPANIONS, KINDS, MAX_COUNT, NOTHING, ROOFS, SKIES, Attributes
 
@@ -40,9 +41,10 @@ _LARGEST_SHIFT = 4  # pixels
 class TowerWithHeads(nn.Module):
     """transformers' CLIPVisionModel and linear heads after a normalisation, the same for all tokens."""
 
-    def __init__(self, tower: nn.Module, width: int, patch_size: int) -> None:
+    def __init__(self, tower: nn.Module, width: int, patch_size: int, precision: torch.dtype) -> None:
         """`tower` is changed in place."""
         super().__init__()
+        self._precision = precision
         self.tower = tower
         self.normalise = nn.LayerNorm(width)
         self.attributes = nn.ModuleDict({name: nn.Linear(width, len(v)) for name, v in ATTRIBUTE_VALUES.items()})
@@ -52,7 +54,7 @@ class TowerWithHeads(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Normalised pixels (B, 3, 112, 112) → float32 logits of each attribute (B, tokens, values), the CLS token
         first, and the counted mass of each patch (B, patches)."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(self._precision):
             tokens = self.tower(pixel_values=pixels).last_hidden_state
         with torch.autocast("cpu", enabled=False):
             tokens = self.normalise(tokens.float())

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 from ragllava.lab.mini_recipe.calibrate import write_profile
 from ragllava.lab.mini_recipe.clip import RetrievalText, TextToPictures, choice_loss, draw_text
-from ragllava.lab.mini_recipe.examples import Ending, Pack, PackSampler
+from ragllava.lab.mini_recipe.endings import Ending
+from ragllava.lab.mini_recipe.examples import Pack, PackSampler
 from ragllava.lab.mini_recipe.export import as_open_clip
-from ragllava.lab.mini_recipe.language import PackedLlava, fitting_words, tower_features, visible_words
+from ragllava.lab.mini_recipe.language import PackCounts, PackedLlava, fitting_words, tower_features, visible_words
 from ragllava.lab.mini_recipe.loop import StageSchedule
 from ragllava.lab.mini_recipe.packing import Packer, attention_blocks, packed_attention
 from ragllava.lab.mini_recipe.pool import PicturePool
@@ -380,12 +381,13 @@ def test_the_language_model_alone_is_not_trained_from_scratch(tmp_path: Path) ->
     assert (recipe.only_language, recipe.language.limit_s) == (True, 600)
 
 
-def test_with_only_language_the_retriever_stays_as_it_is(tmp_path: Path) -> None:
+def test_with_only_language_the_retriever_stays_as_it_is_and_three_pictures_are_measured_apart(tmp_path: Path) -> None:
     schedule = StageSchedule(steps=1, peak_rate=1e-3, warm_up_steps=1)
     start = Path(get_profile(Settings()).mllm).parent
     recipe = Recipe(
         start, True, schedule, schedule, schedule, schedule,
-        only_language=True, practice_pictures=40, held_out_pictures=40, packs_per_step=(1, 1, 1), measured_packs=1,
+        only_language=True, practice_pictures=40, held_out_pictures=40, packs_per_step=PackCounts(1, 0, 2, 0),
+        measured_packs=1, precision=torch.float32,
     )  # fmt: skip
     models = train_mini(tmp_path, recipe)
     assert [path.parent.name for path in tmp_path.rglob("checkpoint.pt")] == ["language"]
@@ -397,6 +399,12 @@ def test_with_only_language_the_retriever_stays_as_it_is(tmp_path: Path) -> None
     changed = {name for name, weight in trained.items() if not torch.equal(weight, shipped[name])}
     assert any("language_model" in name for name in changed)
     assert not any("vision_tower" in name for name in changed)
+    (row,) = json.loads((tmp_path / "language" / "curve.json").read_text())
+    assert {name.split("_")[1] for name in row if name.startswith("loss_")} == {"one", "three"}
+    assert "samecolor++" in row
+    assert "samecolor+" not in row
+    (patches, _), _ = torch.load(tmp_path / "features-float32.pt", weights_only=True)
+    assert patches.dtype == torch.float32
 
 
 def test_the_complete_recipe_in_miniature_gives_models_that_load(tmp_path: Path) -> None:
@@ -415,7 +423,7 @@ def test_the_complete_recipe_in_miniature_gives_models_that_load(tmp_path: Path)
         pictures_per_step=4,
         texts_per_step=4,
         pictures_to_choose_from=40,
-        packs_per_step=(1, 1, 1),
+        packs_per_step=PackCounts(1, 1, 0, 1),
         measured_packs=4,
     )
     models = train_mini(tmp_path, recipe)

@@ -12,7 +12,8 @@ import pytest
 
 from ragllava.lab.mini_recipe import wordings
 from ragllava.lab.mini_recipe.calibrate import named_in_captions
-from ragllava.lab.mini_recipe.examples import PackSampler, Shown
+from ragllava.lab.mini_recipe.endings import Shown
+from ragllava.lab.mini_recipe.examples import PackSampler
 from ragllava.lab.mini_recipe.wordings import (
     ANSWER_SHARES,
     STYLE_SHARES,
