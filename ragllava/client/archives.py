@@ -31,17 +31,9 @@ from ragllava.stages.ingest.upload import OnUpload, upload_files
 from ragllava.stages.reindex.gaps import Gap, find_gaps
 from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit_switch
 from ragllava.stores.archives import indexes
-from ragllava.stores.archives.archive import (
-    ArchiveSummary,
-    RejectedFile,
-    archive_summary,
-    create_archive,
-    get_archive,
-    list_archives,
-    noted_files,
-    rejected_files,
-)
+from ragllava.stores.archives.archive import ArchiveSummary, archive_summary, create_archive, get_archive, list_archives
 from ragllava.stores.archives.indexes import IndexDetails
+from ragllava.stores.archives.ingest_files import RejectedFile, noted_files, rejected_files
 from ragllava.stores.buckets import held_removals
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
 from ragllava.stores.buckets.held_removals import HeldRemoval

@@ -1,6 +1,6 @@
 """What a picture file says about itself: EXIF, IPTC and XMP.
 
-`read_embedded` runs in the child processes of `ragllava.imaging.sandbox`. Its result has these keys, each from the
+`read_embedded` runs in the processes of `ragllava.imaging.decoding`. Its result has these keys, each from the
 first source that has it; sources are asked in the order XMP, IPTC, EXIF:
 
 | key | XMP | IPTC | EXIF |

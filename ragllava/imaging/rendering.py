@@ -1,7 +1,7 @@
 """Formats that other packages than Pillow decode, and the pages of documents.
 
-HEIC and JPEG XL get their decoders by the extra `formats`; PDF and SVG are drawn. Everything here runs in the child
-processes of `ragllava.imaging.sandbox`.
+HEIC and JPEG XL get their decoders by the extra `formats`; PDF and SVG are drawn. Everything here runs in the
+processes of `ragllava.imaging.decoding`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`python -m tests.chaos`: exit code 1 when a question was lost, answered twice or answered wrongly."""
+"""`python -m tests.chaos`: exit code 1 when a question was lost, answered twice or answered wrongly, when the system
+did not come back from a fault, or when the time was over before every fault had its turn."""
 
 from __future__ import annotations
 

@@ -37,10 +37,10 @@ _PAUSE_S = 0.02
 
 @dataclass(frozen=True)
 class Office(Desk):
-    """Does in a thread what the maintenance worker and an answer worker do; `may_answer` holds up the answers."""
+    """Does in a thread what the maintenance worker and an answer worker do."""
 
     objects: ObjectStore
-    may_answer: threading.Event = field(default_factory=threading.Event)
+    _may_answer: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
     failures: list[BaseException] = field(default_factory=list)
     busy: threading.Lock = field(default_factory=threading.Lock)
@@ -52,7 +52,16 @@ class Office(Desk):
             for table in ("batches", "uploads", "jobs", "api_usage", "audit", "api_keys", "faults"):
                 connection.execute(text(f"DELETE FROM {table}"))
         self.objects.remove_prefix("uploads/")
-        self.may_answer.set()
+        self.go_on()
+
+    def hold_up(self) -> None:
+        """From now on nothing is answered. A tick that is answering ends first: it would take a job that comes next."""
+        with self.busy:
+            self._may_answer.clear()
+
+    def go_on(self) -> None:
+        """Answer again."""
+        self._may_answer.set()
 
     def answer(self, lease: Lease) -> None:
         """Also a request: a search finds nothing, and everything is as relevant."""
@@ -70,7 +79,7 @@ class Office(Desk):
     def tick(self) -> None:
         """What is due for batches and ended jobs, and answers if there may be any."""
         process_batches(self.engine, self.settings, self.objects, self.slow_reads)
-        if self.may_answer.is_set():
+        if self._may_answer.is_set():
             self.drain()
         publish_missing_results(self.engine, self.objects)
         process_batches(self.engine, self.settings, self.objects, self.slow_reads)
@@ -138,6 +147,7 @@ def serving(client: Client) -> Iterator[str]:
         server.should_exit = True
         thread.join(60)
         listening.close()
+        assert not thread.is_alive(), "the server does not stop"
 
 
 @contextmanager
@@ -147,7 +157,7 @@ def open_front(settings: Settings, archives: Sequence[str] = ("stamps", "coins")
     engine = make_engine(unhurried.require_database(), pool_size=5, name="office")
     office = Office(engine, unhurried, ObjectStore(unhurried))
     office.live_worker()
-    office.may_answer.set()
+    office.go_on()
     for name in archives:
         in_transaction(engine, archive.ensure_archive, name)
     thread = threading.Thread(target=office.work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,27 @@ def visited_rows(engine: Engine, work: Callable[[Connection], object]) -> list[V
         visited = [Visited(statement, _rows(connection, statement, values)) for statement, values in statements]
         connection.rollback()
     return visited
+
+
+@contextmanager
+def watching_rows(but: Engine) -> Iterator[list[Visited]]:
+    """What each query visits that any engine of this process sends meanwhile, but for one engine.
+
+    Each is explained before it runs, in its own transaction: with the rights and settings that it has there.
+    """
+    visited: list[Visited] = []
+
+    def explain(
+        connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
+    ) -> None:
+        if connection.engine is not but and not many and statement.lstrip().upper().startswith(("SELECT", "WITH")):
+            visited.append(Visited(statement, _rows(connection, statement, parameters)))
+
+    event.listen(Engine, "before_cursor_execute", explain)
+    try:
+        yield visited
+    finally:
+        event.remove(Engine, "before_cursor_execute", explain)
 
 
 def _rows(connection: Connection, statement: str, parameters: Any) -> int:

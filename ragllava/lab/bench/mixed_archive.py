@@ -18,7 +18,7 @@ from ragllava.lab.bench.synthetic import mix_vectors
 from ragllava.lab.bench.workload import Workload
 from ragllava.postcards.archive import draw_archive
 from ragllava.postcards.postcard import Postcard
-from ragllava.stores.archives import archive, blobs, indexes, vectors
+from ragllava.stores.archives import archive, blobs, graphs, indexes, vectors
 from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.vectors import Vectors
@@ -92,4 +92,4 @@ def store_archive(engine: Engine, name: str, version: str, images: Sequence[NewI
         stored = in_transaction(engine, archive.store_images, archive_id, images[part])
         in_transaction(engine, vectors.insert_embeddings, index_id, [row.image_id for row in stored], mixed[part])
     in_transaction(engine, indexes.activate, index_id)
-    return MixedArchive(name, index_id, vectors.build_hnsw(engine, index_id))
+    return MixedArchive(name, index_id, graphs.build_hnsw(engine, index_id))

@@ -19,7 +19,7 @@ DECODERS = "decoders"
 _EVERY_S = 2.0
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 _PROGRAMS = {"postgres": "PostgreSQL", "redis-server": "Redis", "weed": "SeaweedFS"}
-_DECODER = "ragllava.imaging.sandbox"
+_DECODER = "ragllava.imaging.decoding"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from ragllava.lab.bench.processes import spend
 from ragllava.lab.bench.rows import BenchRow, Wanted, compare, timed
 from ragllava.lab.bench.synthetic import draw_vectors
 from ragllava.lab.bench.workload import Workload
-from ragllava.stores.archives import archive, indexes, vectors
+from ragllava.stores.archives import archive, graphs, indexes, vectors
 from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
 from ragllava.stores.database import in_transaction, read_at_once
 
@@ -36,7 +36,7 @@ def search_rows(workload: Workload) -> list[BenchRow]:
     workload.progress(f"search: storing {workload.vectors:,} vectors")
     index_id = _store(engine, images)
     workload.progress("search: building the graph")
-    build_s, _ = timed(partial(vectors.build_hnsw, engine, index_id, above_rows=0))
+    build_s, _ = timed(partial(graphs.build_hnsw, engine, index_id, above_rows=0))
     index = read_at_once(engine, vectors.get_index, index_id)  # once, as in the answer stage
     graph = partial(_search, engine, vectors.search, index)
     exact = partial(_search, engine, vectors.search_exact, index)

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from ragllava.postcards.postcard import Postcard
 from ragllava.settings import Settings
 from ragllava.stages.resources import PictureCache, Resources
-from ragllava.stores.archives import archive, blobs, indexes, vectors
+from ragllava.stores.archives import archive, blobs, graphs, indexes, vectors
 from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.vectors import Vectors
@@ -128,5 +128,5 @@ def store_archive(
         in_transaction(engine, vectors.insert_embeddings, index_id, ids, embedded[start : start + len(part)])
         progress(f"store {name}", start + len(part), len(images))
     in_transaction(engine, indexes.activate, index_id)
-    vectors.build_hnsw(engine, index_id)
+    graphs.build_hnsw(engine, index_id)
     return archive_id

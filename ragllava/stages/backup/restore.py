@@ -31,7 +31,7 @@ from ragllava.stages.backup.manifest import (
 )
 from ragllava.stages.backup.vaults import Vault
 from ragllava.stages.webhooks.deliver import new_secret
-from ragllava.stores.archives.vectors import build_hnsw
+from ragllava.stores.archives.graphs import build_hnsw
 from ragllava.stores.backup import loading
 from ragllava.stores.backup.snapshot import Origin, TablePart, origin_of
 from ragllava.stores.database import in_transaction, locked_outside, make_engine, outside_transaction

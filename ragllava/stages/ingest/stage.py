@@ -25,9 +25,10 @@ from ragllava.stages.ingest.embedding import PreparedImage, in_steps, one_ahead,
 from ragllava.stages.ingest.pages import DocumentOutcomes, Part, PartContent, split_pages
 from ragllava.stages.ingest.reading import read_sources
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import archive, blobs, image_changes, indexes, vectors, word_index
-from ragllava.stores.archives.archive import ArchiveImage, NewImage, PendingFile, StoredRow
+from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, vectors, word_index
+from ragllava.stores.archives.archive import ArchiveImage, NewImage, StoredRow
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.ingest_files import PendingFile
 from ragllava.stores.archives.vectors import IndexView, Vectors
 from ragllava.stores.objects import content_key
 
@@ -74,7 +75,7 @@ def ingest_stage(context: Context) -> None:
     """
     lease, resources = context.lease, context.resources
     context.read(ensure_index, lease.archive_id, resources)
-    pending = context.read(archive.load_files, lease.job_id, lease.lo, lease.hi)
+    pending = context.read(ingest_files.load_files, lease.job_id, lease.lo, lease.hi)
     files = {file.file_no: file for file in pending}
     # One stream for the whole shard, so that a compressed tar is unpacked once and not for every sub-batch.
     contents = read_sources([(file.file_no, file.uri) for file in pending], resources.fetch)
@@ -209,7 +210,7 @@ def store(connection: Connection, context: Context, batch: Batch, embeddings: di
         vectors.insert_embeddings(connection, index_id, list(rows), embeddings[index_id][list(rows.values())])
     results = dict(zip(offered, stored, strict=True))
     outcomes = [_outcome(part, results.get(part), batch) for part in batch.files]
-    archive.finish_files(connection, lease.job_id, [outcome for outcome in outcomes if outcome is not None])
+    ingest_files.finish_files(connection, lease.job_id, [outcome for outcome in outcomes if outcome is not None])
     _retire_former_pages(connection, lease.archive_id, batch)
 
 

@@ -16,7 +16,7 @@ from ragllava.jobs.control import NewJob
 from ragllava.json_records import to_json
 from ragllava.records import JobKind, SourceFile
 from ragllava.settings import Settings
-from ragllava.stores.archives import archive
+from ragllava.stores.archives import archive, ingest_files
 
 FILES_PER_TAR_SHARD = 4_096
 
@@ -69,7 +69,7 @@ def create_ingest(
     )
     job_id, is_new = control.create(connection, job)
     if is_new:
-        archive.insert_files(connection, job_id, files)
+        ingest_files.insert_files(connection, job_id, files)
     return job_id
 
 

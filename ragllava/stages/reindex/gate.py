@@ -29,7 +29,7 @@ from ragllava.stages.answer.pipeline import answer_questions, isolate_failures
 from ragllava.stages.answer.tools import AnswerTools, prepare
 from ragllava.stages.reindex.images import ReindexTarget, embed_items
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import indexes, reindex_items, vectors
+from ragllava.stores.archives import graphs, indexes, reindex_items, vectors
 from ragllava.stores.archives.reindex_items import ItemOutcome, ReindexItem
 from ragllava.stores.archives.vectors import EXACT_SEARCH_ROWS, IndexView
 from ragllava.stores.jobs import answered
@@ -106,7 +106,7 @@ def _catch_up(context: ShardContext[Resources], target: ReindexTarget, unreadabl
 def _build_graph(context: ShardContext[Resources], target: ReindexTarget) -> ReindexTarget:
     """Build the graph of a large index, so that it is searched as for questions; returns the target as it is then."""
     index_id = target.index.index_id
-    has_graph = vectors.build_hnsw(context.engine, index_id)
+    has_graph = graphs.build_hnsw(context.engine, index_id)
     if not has_graph and context.read(vectors.count_embeddings, index_id) > EXACT_SEARCH_ROWS:
         raise ArchiveChanged(f"the graph of index {index_id} is being built by another process")
     return replace(target, index=context.read(vectors.get_index, index_id))

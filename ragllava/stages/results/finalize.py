@@ -27,7 +27,7 @@ from ragllava.stages.results.notices import announce_end
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores.access import webhooks
-from ragllava.stores.archives import archive, vectors
+from ragllava.stores.archives import archive, graphs, vectors
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import in_transaction, locked_outside, record
 from ragllava.stores.jobs import answers, earlier_answers
@@ -225,7 +225,7 @@ def write_files(engine: Engine, objects: ObjectStore, job: JobView, counted: Rec
 def build_graph(engine: Engine, _objects: ObjectStore, job: JobView, _counted: Reconciliation) -> dict[str, Any]:
     """Build the graph of an index that has become large, after the ingest, not during it (docs/reliability.md D11)."""
     index = in_transaction(engine, _active_index, job.archive)
-    has_graph = index is not None and vectors.build_hnsw(engine, index.index_id)
+    has_graph = index is not None and graphs.build_hnsw(engine, index.index_id)
     return {"index": index.index_id if index else None, "has_hnsw": has_graph}
 
 

@@ -222,7 +222,7 @@ def test_what_cannot_be_answered_is_refused(front: Front, changed: dict[str, obj
 
 
 def test_no_answer_in_time_is_an_error_that_is_not_repeated(front: Front) -> None:
-    front.office.may_answer.clear()
+    front.office.hold_up()
     hurried = front.settings.model_copy(update={"api_answer_timeout_s": 0.3})
     with (
         Client(hurried, name="hurried", for_tenants=True) as client,

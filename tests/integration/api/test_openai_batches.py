@@ -158,7 +158,7 @@ def test_invalid_lines_may_be_skipped(sdk: OpenAI) -> None:
 
 
 def test_cancel_keeps_what_is_answered(sdk: OpenAI, front: Front) -> None:
-    front.office.may_answer.clear()
+    front.office.hold_up()
     batch = create(sdk, upload(sdk, lines(4)))
     wait_for("the job", lambda: sdk.batches.retrieve(batch.id).status == "in_progress", 30)
     assert sdk.batches.cancel(batch.id).status in ("cancelling", "cancelled")
@@ -178,7 +178,7 @@ def test_an_ended_batch_cannot_be_cancelled(sdk: OpenAI, front: Front) -> None:
 
 
 def test_the_completion_window_is_kept(sdk: OpenAI, front: Front) -> None:
-    front.office.may_answer.clear()
+    front.office.hold_up()
     batch = create(sdk, upload(sdk, lines(3)), completion_window="1h")
     assert batch.expires_at == batch.created_at + 3_600
     wait_for("the job", lambda: sdk.batches.retrieve(batch.id).status == "in_progress", 30)
@@ -333,12 +333,12 @@ def test_quotas(front: Front) -> None:
         base_url=f"{front.url}/v1", api_key=front.key("ask", questions_per_day=5, open_jobs=1), max_retries=0
     ) as sdk:
         file_id = upload(sdk, lines(4))
-        front.office.may_answer.clear()
+        front.office.hold_up()
         batch = create(sdk, file_id)
         with pytest.raises(openai.RateLimitError, match="jobs of this caller are open") as refused:
             create(sdk, file_id)
         assert int(refused.value.response.headers["retry-after"]) > 0
-        front.office.may_answer.set()
+        front.office.go_on()
         ended(sdk, batch.id)
         with pytest.raises(openai.RateLimitError, match="5 questions a day") as refused:
             create(sdk, file_id)
@@ -355,7 +355,7 @@ def test_quotas(front: Front) -> None:
 
 
 def test_a_job_that_is_removed_while_the_batch_runs_fails_it(sdk: OpenAI, front: Front) -> None:
-    front.office.may_answer.clear()
+    front.office.hold_up()
     batch = create(sdk, upload(sdk, lines(2)))
     wait_for("the job", lambda: sdk.batches.retrieve(batch.id).status == "in_progress", 30)
     with front.office.engine.begin() as connection:

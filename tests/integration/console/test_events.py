@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def answering(front: Front) -> Iterator[None]:
     yield
-    front.office.may_answer.set()
+    front.office.go_on()
 
 
 def held_up_job(front: Front) -> int:
-    front.office.may_answer.clear()
+    front.office.hold_up()
     return front.client.questions.submit(["What?"] * 2, "stamps", name="watched").job_id
 
 
@@ -66,7 +65,7 @@ def test_a_page_follows_its_jobs_by_events_alone(
         without_polling(visitor.page)
         page = visitor.go(path.format(job=job))
         page.locator(before.format(job=job)).wait_for()
-        front.office.may_answer.set()
+        front.office.go_on()
         page.locator(after.format(job=job)).wait_for(state="attached")
 
 
@@ -78,7 +77,7 @@ def test_a_page_polls_where_events_are_cut_and_can_be_read_without_scripts(front
         for each in (visitor, plain):
             each.sign_in(front.key("ask"))
             each.go(f"/console/jobs/{job}").locator("#job .chip.running").wait_for()
-        front.office.may_answer.set()
+        front.office.go_on()
         visitor.page.locator("#job .chip.completed").wait_for()
         plain.page.reload()
         plain.page.locator("#job .chip.completed").wait_for()
@@ -142,7 +141,5 @@ def test_a_server_that_stops_lets_followers_go(front: Front) -> None:
             events = following.__enter__()
             lines = events.iter_lines()
             assert next(lines).startswith("id: ")
-            began = time.monotonic()
-        assert time.monotonic() - began < 10
         assert "event: end" not in list(lines)
         following.__exit__(None, None, None)

@@ -14,10 +14,11 @@ from sqlalchemy import Connection, Engine, text
 
 from ragllava.errors import BlobDeleted, UsageError
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
-from ragllava.stores.archives import archive, blobs, image_changes, indexes, vectors
-from ragllava.stores.archives.archive import NewImage, PendingFile, RejectedFile, StoredRow
+from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, vectors
+from ragllava.stores.archives.archive import NewImage, StoredRow
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
+from ragllava.stores.archives.ingest_files import PendingFile, RejectedFile
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import content_key
 
@@ -306,21 +307,21 @@ class TestFiles:
             SourceFile("c\udcff\x00.png", "file:///c%FF.png", ""),
             SourceFile("d.png", "file:///d.png"),
         ]
-        assert archive.insert_files(connection, job_id, iter(sources)) == 4
-        assert archive.load_files(connection, job_id, 0, 4) == [
+        assert ingest_files.insert_files(connection, job_id, iter(sources)) == 4
+        assert ingest_files.load_files(connection, job_id, 0, 4) == [
             PendingFile(0, "a.png", "file:///a.png", "A tab\there, a line\nthere, a \\ and a \\N."),
             PendingFile(2, "c\\udcff\ufffd.png", "file:///c%FF.png", ""),
             PendingFile(3, "d.png", "file:///d.png", None),
         ]
-        assert [file.file_no for file in archive.load_files(connection, job_id, 1, 3)] == [2]
-        assert archive.load_files(connection, new_job(connection, cards), 0, 4) == []
+        assert [file.file_no for file in ingest_files.load_files(connection, job_id, 1, 3)] == [2]
+        assert ingest_files.load_files(connection, new_job(connection, cards), 0, 4) == []
 
     def test_many_files_keep_their_numbers(self, connection: Connection, cards: int) -> None:
         job_id = new_job(connection, cards)
         count = 25_000  # more than one COPY
         sources = (SourceFile(f"{number}", f"file:///{number}") for number in range(count))
-        assert archive.insert_files(connection, job_id, sources) == count
-        loaded = archive.load_files(connection, job_id, 0, count)
+        assert ingest_files.insert_files(connection, job_id, sources) == count
+        loaded = ingest_files.load_files(connection, job_id, 0, count)
         assert [(file.file_no, file.source) for file in loaded] == [(number, str(number)) for number in range(count)]
 
     def test_a_connection_that_breaks_during_the_copy_is_tried_again(self, engine: Engine) -> None:
@@ -330,7 +331,7 @@ class TestFiles:
 
         def work(connection: Connection) -> int:
             attempts.append(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
-            return archive.insert_files(connection, job_id, sources())
+            return ingest_files.insert_files(connection, job_id, sources())
 
         def sources() -> Iterator[SourceFile]:
             yield SourceFile("a", "file:///a")
@@ -342,7 +343,7 @@ class TestFiles:
         assert in_transaction(engine, work) == 2
         assert len(attempts) == 2
         with engine.begin() as connection:
-            assert [file.source for file in archive.load_files(connection, job_id, 0, 9)] == ["a", "b"]
+            assert [file.source for file in ingest_files.load_files(connection, job_id, 0, 9)] == ["a", "b"]
 
     def test_a_lock_timeout_during_the_copy_is_tried_again(self, engine: Engine) -> None:
         with engine.begin() as connection:
@@ -357,23 +358,23 @@ class TestFiles:
             if attempts == 2:
                 blocker.close()
             connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
-            return archive.insert_files(connection, job_id, [SourceFile("a", "file:///a")])
+            return ingest_files.insert_files(connection, job_id, [SourceFile("a", "file:///a")])
 
         assert in_transaction(engine, work) == 1
         assert attempts == 2
 
     def test_the_first_outcome_stays(self, connection: Connection, cards: int) -> None:
         job_id = new_job(connection, cards)
-        archive.insert_files(connection, job_id, [SourceFile(name, f"file:///{name}") for name in "abc"])
+        ingest_files.insert_files(connection, job_id, [SourceFile(name, f"file:///{name}") for name in "abc"])
         (row,) = store(connection, cards, offer("x", "a"))
         outcomes = [
             FileOutcome(0, FileStatus.STORED, image_id=row.image_id),
             FileOutcome(2, FileStatus.REJECTED, "cut off after 12 bytes"),
         ]
-        assert archive.finish_files(connection, job_id, outcomes) == 2
-        assert archive.finish_files(connection, job_id, [FileOutcome(0, FileStatus.REJECTED, "late")]) == 0
-        assert archive.finish_files(connection, job_id, []) == 0
-        assert [file.file_no for file in archive.load_files(connection, job_id, 0, 3)] == [1]
+        assert ingest_files.finish_files(connection, job_id, outcomes) == 2
+        assert ingest_files.finish_files(connection, job_id, [FileOutcome(0, FileStatus.REJECTED, "late")]) == 0
+        assert ingest_files.finish_files(connection, job_id, []) == 0
+        assert [file.file_no for file in ingest_files.load_files(connection, job_id, 0, 3)] == [1]
         rows = connection.execute(text("SELECT status, reason, image_id FROM files ORDER BY file_no")).all()
         assert [tuple(outcome) for outcome in rows] == [
             ("stored", None, row.image_id),
@@ -387,8 +388,8 @@ class TestFiles:
 
         def job(archive_id: int, outcomes: Sequence[tuple[str, FileStatus, str | None]]) -> int:
             job_id = new_job(connection, archive_id)
-            archive.insert_files(connection, job_id, [SourceFile(name, f"file:///{name}") for name in names])
-            archive.finish_files(
+            ingest_files.insert_files(connection, job_id, [SourceFile(name, f"file:///{name}") for name in names])
+            ingest_files.finish_files(
                 connection, job_id, [FileOutcome(names.index(name), status, why) for name, status, why in outcomes]
             )
             return job_id
@@ -413,7 +414,7 @@ class TestFiles:
             ],
         )
         job(second, [("mended", FileStatus.REJECTED, "not of this archive")])
-        assert archive.rejected_files(connection, cards) == [
+        assert ingest_files.rejected_files(connection, cards) == [
             RejectedFile(second, "bad", "file:///bad", FileStatus.REJECTED, "still empty"),
             RejectedFile(first, "deadly", "file:///deadly", FileStatus.DEAD, "it killed its worker"),
             RejectedFile(second, "spoilt", "file:///spoilt", FileStatus.REJECTED, "no picture any more"),

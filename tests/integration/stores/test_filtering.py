@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, event, text
 
 from ragllava.errors import IndexGone, UsageError
 from ragllava.filters import Filter, check_filter, parse_where
-from ragllava.stores.archives import archive, filtering, indexes, vectors
+from ragllava.stores.archives import archive, filtering, graphs, indexes, vectors
 from ragllava.stores.archives.filtering import compile_filter
 from ragllava.stores.archives.vectors import Hit, Vectors
 from ragllava.stores.database import read_at_once
@@ -193,7 +193,7 @@ def test_a_filtered_search_equals_brute_force(engine: Engine, monkeypatch: pytes
         # An image of another archive that fulfils all filters must not appear.
         store_described(connection, [described(4_711)], "other")
     if has_graph:
-        assert vectors.build_hnsw(engine, index_id, above_rows=1_000)
+        assert graphs.build_hnsw(engine, index_id, above_rows=1_000)
         # So that filters that leave 1,000 images and more are searched in the graph.
         monkeypatch.setattr(vectors, "FILTERED_EXACT_ROWS", 500)
     for name, (given, number) in LEAVES.items():
@@ -237,7 +237,7 @@ def test_a_graph_that_ends_early_gives_no_fewer_images_than_there_are(
     with engine.begin() as connection:
         ids = store_described(connection, [(f"{n}.png", None, {"far": n >= 1_970}) for n in range(2_000)])
         index_id = new_index(connection, ids, stored)
-    assert vectors.build_hnsw(engine, index_id, above_rows=100)
+    assert graphs.build_hnsw(engine, index_id, above_rows=100)
     monkeypatch.setattr(vectors, "FILTERED_EXACT_ROWS", 10)
     compiled = compile_filter(parse_where("far=true"))
     with engine.begin() as connection:
@@ -256,7 +256,7 @@ def test_a_broad_filter_is_recognised_by_a_sample(engine: Engine, monkeypatch: p
             connection, [(f"{n}.png", None, {"half": n % 2 == 0, "one": n == 7}) for n in range(3_000)]
         )
         index_id = new_index(connection, ids, draw(3_000, seed=1))
-    assert vectors.build_hnsw(engine, index_id, above_rows=100)
+    assert graphs.build_hnsw(engine, index_id, above_rows=100)
     monkeypatch.setattr(vectors, "FILTERED_EXACT_ROWS", 100)
     statements: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *reported: statements.append(reported[2]))

@@ -16,7 +16,7 @@ from ragllava.jobs.kinds import KINDS
 from ragllava.records import FileOutcome, FileStatus, JobKind, ReindexStatus
 from ragllava.settings import Settings
 from ragllava.stores import roles
-from ragllava.stores.archives import archive, blobs, image_changes, indexes, reindex_items, vectors
+from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, reindex_items, vectors
 from ragllava.stores.archives.reindex_items import ItemOutcome
 from ragllava.stores.database import make_engine
 from ragllava.stores.jobs import answers, refreshes
@@ -153,7 +153,7 @@ PART = range(ANSWERED, ANSWERED + SHARD)  # the inputs of one shard
 
 
 def _finish_files(connection: Connection) -> object:
-    return archive.finish_files(connection, LARGE, [FileOutcome(number, FileStatus.STORED) for number in PART])
+    return ingest_files.finish_files(connection, LARGE, [FileOutcome(number, FileStatus.STORED) for number in PART])
 
 
 def _finish_items(connection: Connection) -> None:
@@ -169,7 +169,7 @@ STATEMENTS: dict[str, tuple[Work, int]] = {
     "open questions of a shard": (lambda c: answers.open_questions(c, LARGE, 1, PART.start, PART.stop), FEW),
     "open files of a shard": (lambda c: INGEST.open_numbers(c, LARGE, 1, PART.start, PART.stop), FEW),
     "open items of a shard": (lambda c: REINDEX.open_numbers(c, LARGE, 1, PART.start, PART.stop), FEW),
-    "files of a shard": (lambda c: archive.load_files(c, LARGE, PART.start, PART.stop), FEW),
+    "files of a shard": (lambda c: ingest_files.load_files(c, LARGE, PART.start, PART.stop), FEW),
     "items of a shard": (lambda c: reindex_items.load_items(c, LARGE, PART.start, PART.stop), FEW),
     "outcomes of files": (_finish_files, FEW),
     "outcomes of items": (_finish_items, FEW),

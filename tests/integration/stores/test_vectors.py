@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from ragllava.errors import IndexGone, IndexUnusable, ScoreRejected, UsageError
-from ragllava.stores.archives import archive, indexes, vectors
+from ragllava.stores.archives import archive, graphs, indexes, vectors
 from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
 from ragllava.stores.database import outside_transaction, read_at_once
 
@@ -262,9 +262,9 @@ def test_retired_images_never_appear(engine: Engine) -> None:
 def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
     stored, queries = draw(800, seed=1), draw(20, seed=2)
     index_id = filled_index(engine, 800)
-    assert not vectors.build_hnsw(engine, index_id)  # too few rows to be worth it
-    assert vectors.build_hnsw(engine, index_id, above_rows=100)
-    assert vectors.build_hnsw(engine, index_id, above_rows=100)  # there already
+    assert not graphs.build_hnsw(engine, index_id)  # too few rows to be worth it
+    assert graphs.build_hnsw(engine, index_id, above_rows=100)
+    assert graphs.build_hnsw(engine, index_id, above_rows=100)  # there already
     with engine.begin() as connection:
         force_graph(connection)
         before = scans_of(connection, f"embeddings_{index_id}_hnsw")
@@ -293,7 +293,7 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
 def test_a_walk_is_one_statement_that_widens_itself(engine: Engine) -> None:
     queries = draw(2, seed=2)
     index_id = filled_index(engine, 800)
-    assert vectors.build_hnsw(engine, index_id, above_rows=100)
+    assert graphs.build_hnsw(engine, index_id, above_rows=100)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         index = vectors.get_index(connection, index_id)
         # A walk of this width finds one row; one that began too early would need a second statement for the others.
@@ -318,7 +318,7 @@ def test_the_graph_never_gives_fewer_rows_than_there_are(engine: Engine) -> None
         image_ids = _insert_images(connection, 200)
         vectors.insert_embeddings(connection, index_id, image_ids, stored)
         connection.execute(text("UPDATE images SET retired = true WHERE id = ANY(:ids)"), {"ids": image_ids[:150]})
-    assert vectors.build_hnsw(engine, index_id, above_rows=100)
+    assert graphs.build_hnsw(engine, index_id, above_rows=100)
     with engine.begin() as connection:
         force_graph(connection)
         (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), query, k=20)
@@ -334,7 +334,7 @@ def test_an_interrupted_build_is_restarted(engine: Engine) -> None:
         name = f"embeddings_{index_id}_hnsw"
         # As a crash leaves it: an index of this name, of no use to anybody.
         connection.execute(text(f"CREATE INDEX {name} ON embeddings_{index_id} (image_id)"))
-    assert vectors.build_hnsw(engine, index_id, above_rows=100)
+    assert graphs.build_hnsw(engine, index_id, above_rows=100)
     with engine.begin() as connection:
         definition = str(connection.scalar(text(f"SELECT pg_get_indexdef('{name}'::regclass)")))
     assert "hnsw" in definition and "m='16'" in definition and "halfvec_ip_ops" in definition
@@ -343,7 +343,7 @@ def test_an_interrupted_build_is_restarted(engine: Engine) -> None:
 def test_a_machine_with_little_shared_memory_builds_with_one_process(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = vectors._create_graph_once
+    build = graphs._create_graph_once
     allowed: list[str] = []
 
     def build_only_alone(connection: Connection, index: IndexView) -> None:
@@ -352,24 +352,24 @@ def test_a_machine_with_little_shared_memory_builds_with_one_process(
             raise OperationalError("CREATE INDEX", None, DiskFull("could not resize shared memory segment"))
         build(connection, index)
 
-    monkeypatch.setattr(vectors, "_create_graph_once", build_only_alone)
+    monkeypatch.setattr(graphs, "_create_graph_once", build_only_alone)
     index_id = filled_index(engine, 200)
-    assert vectors.build_hnsw(engine, index_id, above_rows=100)
+    assert graphs.build_hnsw(engine, index_id, above_rows=100)
     assert allowed == ["2", "0"]
 
 
 def test_only_one_process_builds_a_graph(engine: Engine) -> None:
     index_id = filled_index(engine, 200)
     with outside_transaction(engine) as builder:
-        lock = {"space": vectors._LOCK_SPACE, "index_id": index_id}
+        lock = {"space": graphs._LOCK_SPACE, "index_id": index_id}
         builder.execute(text("SELECT pg_advisory_lock(:space, :index_id)"), lock)
-        assert not vectors.build_hnsw(engine, index_id, above_rows=100)
-    assert vectors.build_hnsw(engine, index_id, above_rows=100)
+        assert not graphs.build_hnsw(engine, index_id, above_rows=100)
+    assert graphs.build_hnsw(engine, index_id, above_rows=100)
 
 
 def test_building_leaves_no_settings_behind(engine: Engine) -> None:
     index_id = filled_index(engine, 200)
-    vectors.build_hnsw(engine, index_id, above_rows=100)
+    graphs.build_hnsw(engine, index_id, above_rows=100)
     with engine.begin() as connection:
         assert connection.scalar(text("SHOW statement_timeout")) == "30s"
         assert connection.scalar(text("SHOW lock_timeout")) == "5s"

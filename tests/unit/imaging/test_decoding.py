@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ragllava.errors import DecoderUnavailable, ImageRejected
-from ragllava.imaging import sandbox
+from ragllava.imaging.children import Child
 from ragllava.imaging.decode import DecodedImage, decode
 from ragllava.imaging.sandbox import DecoderPool
 from tests.support.picture_files import bomb_png, encoded, jpeg, quadrants
@@ -26,7 +26,7 @@ GOOD = encoded(quadrants(), "PNG")
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "ragllava.imaging.sandbox" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "ragllava.imaging.decoding" in " ".join(child.cmdline())]
 
 
 def decode_all(
@@ -139,14 +139,14 @@ def test_a_child_that_is_slow_for_a_while_is_replaced_and_the_picture_tried_agai
 def test_children_that_are_always_stopped_or_killed_are_not_the_fault_of_the_picture(
     sent: signal.Signals, lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = sandbox._Child._start
+    start = Child._start
 
-    def start_and_signal(child: sandbox._Child) -> subprocess.Popen[bytes]:
+    def start_and_signal(child: Child) -> subprocess.Popen[bytes]:
         process = start(child)
         process.send_signal(sent)
         return process
 
-    monkeypatch.setattr(sandbox._Child, "_start", start_and_signal)
+    monkeypatch.setattr(Child, "_start", start_and_signal)
     with DecoderPool(1, wall_seconds=2) as pool, pytest.raises(DecoderUnavailable, match=lacks):
         list(decode_all(pool, [GOOD]))
     assert DecoderUnavailable.retryable
@@ -192,7 +192,7 @@ def test_a_child_that_died_while_idle_costs_nothing() -> None:
 
 def test_the_processor_time_is_limited_for_each_picture() -> None:
     code = (
-        "import time; from ragllava.imaging.sandbox import _allow_processor_time as allow\n"
+        "import time; from ragllava.imaging.decoding import _allow_processor_time as allow\n"
         "def burn(seconds):\n"
         "    end = time.process_time() + seconds\n"
         "    while time.process_time() < end: pass\n"

@@ -14,7 +14,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from ragllava.jobs.states import JobState
-from ragllava.stores.archives import archive, vectors
+from ragllava.stores.archives import ingest_files, vectors
 from ragllava.stores.objects import content_key
 from ragllava.stores.schema import blobs as blob_table
 from tests.integration.conftest import Postcards
@@ -103,7 +103,7 @@ def test_every_hostile_file_ends_with_its_outcome(workshop: Workshop, tmp_path: 
         remaining.remove(fitting[0])
     assert workshop.embedded() == len(workshop.images())
     with workshop.engine.begin() as connection:
-        shown = {file.source: file.reason for file in archive.rejected_files(connection, workshop.archive_id())}
+        shown = {file.source: file.reason for file in ingest_files.rejected_files(connection, workshop.archive_id())}
     assert all(shown.values())
     # Of several members with one name the latest outcome counts; all other sources are offered once.
     once = [case for case in cases if [candidate.source for candidate in cases].count(case.source) == 1]

@@ -15,7 +15,7 @@ from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance import vacuum as vacuum_task
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
-from ragllava.stores.archives import archive, vectors
+from ragllava.stores.archives import archive, graphs, vectors
 from ragllava.stores.archives import indexes as index_store
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import labels, noisy
@@ -212,7 +212,7 @@ def test_vacuum_removes_dead_rows_and_measures_the_graphs(workshop: Workshop, mo
         execute(workshop, "UPDATE workers SET seen_at = now()")
     retriever = workshop.resources.models.retriever
     index_id = make_index(workshop, 64, retriever.version, retriever.dim)
-    assert vectors.build_hnsw(workshop.engine, index_id, above_rows=10)
+    assert graphs.build_hnsw(workshop.engine, index_id, above_rows=10)
     asked = workshop.submit([f"What color is house {number}?" for number in range(8)], archive_name=ARCHIVE)
     in_transaction(workshop.engine, control.cancel, asked.job_id)
     figures = report(do(workshop, "vacuum"))
@@ -241,6 +241,6 @@ def test_vacuum_sums_up_the_counts_of_words(workshop: Workshop) -> None:
 
 def test_a_graph_of_another_retriever_is_not_measured_and_says_so(workshop: Workshop) -> None:
     index_id = make_index(workshop, 16)
-    assert vectors.build_hnsw(workshop.engine, index_id, above_rows=10)
+    assert graphs.build_hnsw(workshop.engine, index_id, above_rows=10)
     [graph] = report(do(workshop, "vacuum"))["graphs"]
     assert "recall" not in graph and "indexed by clip@1" in graph["not_measured"]

@@ -20,7 +20,7 @@ from ragllava.records import GapReason, Selection
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex
 from ragllava.stores import schema as tables
-from ragllava.stores.archives import indexes, vectors
+from ragllava.stores.archives import graphs, indexes
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import content_key
 from tests.integration.conftest import Postcards
@@ -203,7 +203,7 @@ def test_the_recall_of_a_graph_is_measured_by_questions_that_were_asked(gallery:
     gallery.ask([*asked[:2], asked[0]], top_k=3)
     reindexed(gallery, Selection.ALL, switch=False)
     index_id = ids(gallery)[1]
-    assert vectors.build_hnsw(gallery.engine, index_id, above_rows=1)
+    assert graphs.build_hnsw(gallery.engine, index_id, above_rows=1)
     assert switched(gallery, index_id).progress.by_status == {"switched": 1}
     gate = listed(gallery)[1].gate
     assert gate is not None and gate["recall"] == {"value": 1.0, "at": 20, "questions": 2, "search": "graph"}
