@@ -19,6 +19,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import func, select
 
+from ragllava.api import bodies
 from ragllava.api.server import THREADS
 from ragllava.client import Client
 from ragllava.client.access.access import Access
@@ -177,6 +178,17 @@ def test_limits_are_answered_with_their_number(front: Front) -> None:
         if answer.endswith("\r\n\r\n"):  # head and body may come apart
             answer += large.recv(4_000).decode()
     assert answer.startswith("HTTP/1.1 413") and "537,919,488" in answer
+
+
+def test_a_body_that_stops_coming_is_given_up(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_PIECE_S", 0.2)
+    host, _, port = front.url.removeprefix("http://").partition(":")
+    head = f"Host: {host}\r\nAuthorization: Bearer {front.key()}\r\nContent-Length: 1000\r\nContent-Type: "
+    form = 'multipart/form-data; boundary=x\r\n\r\n--x\r\ncontent-disposition: form-data; name="file"'
+    for path, rest in (("chat/completions", 'application/json\r\n\r\n{"model"'), ("files", form)):
+        with socket.create_connection((host, int(port)), timeout=60) as stopping:
+            stopping.sendall(f"POST /v1/{path} HTTP/1.1\r\n{head}{rest}".encode())
+            assert stopping.recv(4_000).startswith(b"HTTP/1.1 408")
 
 
 def test_what_goes_wrong_inside_stays_inside(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
