@@ -43,6 +43,41 @@ if _PROCESSES > 1:  # torch's threads of one process would take the processors f
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
+# The files that take longest. Processes that share the tests out begin with them: one at the end would run alone.
+_LONGEST = (
+    "acceptance/test_bench.py",
+    "acceptance/test_crashes.py",
+    "acceptance/test_learning.py",
+    "acceptance/test_command_line.py",
+    "acceptance/test_workers.py",
+    "acceptance/test_demo.py",
+    "acceptance/test_training.py",
+    "acceptance/test_chaos.py",
+    "acceptance/test_console.py",
+    "integration/training/test_train_job.py",
+    "integration/local/test_local.py",
+    "integration/console/test_jobs.py",
+    "integration/console/test_archives.py",
+    "unit/training/finetune/test_finetune_processes.py",
+    "integration/console/test_review.py",
+    "unit/lab/test_ablation.py",
+    "integration/stores/test_old_version.py",
+    "integration/console/test_learning.py",
+    "integration/evaluation/test_eval.py",
+    "integration/local/test_strangers.py",
+    "integration/evaluation/test_eval_styles.py",
+    "unit/lab/test_mini_recipe.py",
+    "unit/lab/test_gate_trainings.py",
+    "integration/local/test_backup_drill.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, where processes share the tests out."""
+    if _PROCESSES > 1:
+        first = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: first.get(item.path, len(first)))
+
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[Settings]:
