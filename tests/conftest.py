@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
+from minio.error import S3Error
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
@@ -239,9 +240,14 @@ def _remove_buckets(settings: Settings) -> None:
     client = make_client(settings)
     for bucket in client.list_buckets():
         if bucket.name.startswith(settings.s3_bucket):
-            for found in client.list_objects(bucket.name, recursive=True):
-                client.remove_object(bucket.name, found.object_name)
-            client.remove_bucket(bucket.name)
+            try:
+                client.remove_bucket(bucket.name)  # SeaweedFS removes what is in it, in a fraction of the time
+            except S3Error as error:
+                if error.code != "BucketNotEmpty":
+                    raise
+                for found in client.list_objects(bucket.name, recursive=True):
+                    client.remove_object(bucket.name, found.object_name)
+                client.remove_bucket(bucket.name)
 
 
 def _redis_url(services: Settings, database: int) -> str:
