@@ -118,7 +118,7 @@ def test_ticks_go_on_when_the_clock_of_the_machine_is_set_back(cluster: Cluster)
         return ticked() != before
 
     wait_for("the first tick", lambda: ticked() != [], 120)
-    cluster.processes["maint"].send_signal(signal.SIGUSR2)
+    cluster.processes["maint"].send_signal(signal.SIGRTMIN)
     wait_for("the step of the clock", lambda: "the clock is set back" in cluster.log("maint"), 60)
     for number in ("the tick that may have begun before", "a tick begun afterwards"):
         before = ticked()

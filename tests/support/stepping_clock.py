@@ -1,4 +1,7 @@
-"""Included by a real worker, it sets the clock of its process back by an hour at the signal SIGUSR2, and says so."""
+"""Included by a real worker, it sets the clock of its process back by an hour at the signal SIGRTMIN, and says so.
+
+Workers and Celery have uses of their own for the others.
+"""
 
 from __future__ import annotations
 
@@ -20,5 +23,5 @@ def _set_back(*_signal: object) -> None:
     os.write(2, b"the clock is set back\n")
 
 
-signal.signal(signal.SIGUSR2, _set_back)
+signal.signal(signal.SIGRTMIN, _set_back)
 time.time = _stepping_back

@@ -84,10 +84,14 @@ def test_forty_five_cases_are_reviewed_by_keyboard_while_the_server_answers_noth
 ) -> None:
     """No key waits for the network: the first review is not stored before the last one is given."""
     held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
     with visiting(browser, front.url) as visitor:
         visitor.sign_in(front.key("review"))
         page = open_page(visitor, desk)
-        page.route("**/console/review/save", held.append)
+        page.route("**/console/review/save", hold)
         for number in range(45):
             page.wait_for_selector("form.case")
             page.keyboard.press("y")
