@@ -6,12 +6,13 @@ RAGLLAVA_REDIS_URL or RAGLLAVA_S3_*. A server that does not come up fails the te
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -71,6 +72,17 @@ _LONGEST = (
     "unit/lab/test_gate_trainings.py",
     "integration/local/test_backup_drill.py",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Without the garbage collector, which would take half of the time; what is there then is never looked at again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
