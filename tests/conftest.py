@@ -85,6 +85,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Torch's libraries complain at the end of the process about what is never looked at."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, where processes share the tests out."""
     if _PROCESSES > 1:
