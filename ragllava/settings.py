@@ -731,22 +731,36 @@ def _in_environment(name: str) -> str | None:
 
 
 def _settings_in_folder(folder: str | Path | None) -> tuple[Path | None, set[str]]:
-    """The folder of settings, and the fields that its files set. Raises SettingsError for a folder that cannot be read,
-    and for a file that is named as no setting."""
+    """The folder of settings, and the fields that its files set. Raises SettingsError for a folder or a file of it that
+    cannot be read, and for a file that is named as no setting."""
     if folder is None:
         return None, set()
     path = Path(folder).expanduser()
     if not path.is_absolute():  # the workers run in a folder of their own
         raise SettingsError(f"RAGLLAVA_SETTINGS_DIR: {path} is not an absolute path; begin it with /")
     try:
-        files = [each.name for each in path.iterdir() if each.is_file()]
+        files = [each for each in path.iterdir() if each.name.upper().startswith(_PREFIX) and each.is_file()]
     except OSError as error:
         raise SettingsError(f"RAGLLAVA_SETTINGS_DIR: {path} cannot be read: {error.strerror or error}") from None
-    _refuse_unknown(files)
-    names = {name.upper().removeprefix(_PREFIX).lower() for name in files if name.upper().startswith(_PREFIX)}
+    _refuse_unknown(file.name for file in files)
+    for file in files:
+        _require_readable(file, path)
+    names = {file.name.upper().removeprefix(_PREFIX).lower() for file in files}
     for name in names.intersection(_BY_VARIABLE):
         raise SettingsError(f"{path}: {variable_of(name)} cannot be a file there; set the variable")
     return path, names
+
+
+def _require_readable(file: Path, folder: Path) -> None:
+    """Raises SettingsError for a file of the folder of settings that pydantic-settings would fail at, or pass over."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise SettingsError(f"{file} leads out of its folder, and is not followed; put the file itself there")
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeError:  # its own words show a part of what may be a password
+        raise SettingsError(f"{file} cannot be read: it is not text in UTF-8") from None
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -81,11 +82,10 @@ class Threads:
 
     async def run(self, work: Callable[[], T], limiter: anyio.CapacityLimiter) -> T:
         """What a blocking call returns, in a thread of `limiter`; if it has to fetch, it begins again in another."""
-        try:
-            with fetching_nothing():
-                return await anyio.to_thread.run_sync(work, limiter=limiter)
-        except FetchNeeded:
-            return await anyio.to_thread.run_sync(work, limiter=self.fetching)
+        with suppress(FetchNeeded), fetching_nothing():
+            return await anyio.to_thread.run_sync(work, limiter=limiter)
+        # Behind the block: the error would keep what the first thread had in memory, and show its address in the log.
+        return await anyio.to_thread.run_sync(work, limiter=self.fetching)
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ def _spend(connection: Connection, lease: Lease, busy_s: float, ours: Sequence[C
     """Add to what a job with a budget has used, if the shard's row will show it too. The job's row is locked before the
     shard's, and while it is locked, nobody takes the shard from its worker."""
     if lease.is_limited and busy_s > 0:
+        lock_job(connection, lease.job_id)  # in a statement of its own: the next one sees who took the shard before it
         of_budget = (jobs.c.id == lease.job_id, jobs.c.max_gpu_s.is_not(None), exists().where(*ours))
         connection.execute(update(jobs).where(*of_budget).values(busy_s=jobs.c.busy_s + busy_s))
 

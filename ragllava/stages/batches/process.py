@@ -1,7 +1,8 @@
 """What the tick does for batches: read their files, keep their time, write the files of their results.
 
 Each step is repeated until it has succeeded, and repeating it changes nothing: the id of a batch is the idempotency key
-of its job, and a batch ends in one transaction, with the rows of its files.
+of its job, and a batch ends in one transaction, with the rows of its files. Several workers may read a batch at once,
+and its pictures may be there for one of them alone: the first one decides what becomes of it.
 """
 
 from __future__ import annotations
@@ -104,11 +105,17 @@ def _begin(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batc
         in_transaction(engine, _submit, settings, batch, file)
     except InvalidInput as error:
         _fail(engine, batch, _line_errors(error.errors))
+    except _Decided:
+        return 0
     except SettingsError:  # of this machine, not of the file
         raise
     except (UsageError, ObjectMissing) as error:
         _fail(engine, batch, [_error("invalid_batch", str(error))])
     return 1
+
+
+class _Decided(Exception):
+    """Another worker has let the batch fail, so no job is made of it."""
 
 
 def _read(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batch) -> QuestionFile:
@@ -152,7 +159,8 @@ def _submit(connection: Connection, settings: Settings, batch: Batch, file: Ques
         limits=JobLimits(at=batch.expires_at),
     )
     submitted = submit_questions(connection, settings, file, how)
-    batches.set_job(connection, batch.batch_id, submitted.job_id)
+    if not batches.set_job(connection, batch.batch_id, submitted.job_id) and submitted.is_new:
+        raise _Decided
     log.info("batch submitted", extra={"action": "batch_submitted", "batch": batch.batch_id, "job": submitted.job_id})
 
 
@@ -281,16 +289,18 @@ def _store(objects: ObjectStore, batch: Batch, folder: Path, kind: str, lines: i
 
 
 def _fail(engine: Engine, batch: Batch, errors: list[dict[str, Any]]) -> None:
-    in_transaction(engine, _failed, batch, errors)
-    facts = {"action": "batch_failed", "batch": batch.batch_id, "code": errors[0]["code"]}
-    log.info(errors[0]["message"], extra=facts)
+    if in_transaction(engine, _failed, batch, errors):
+        facts = {"action": "batch_failed", "batch": batch.batch_id, "code": errors[0]["code"]}
+        log.info(errors[0]["message"], extra=facts)
 
 
-def _failed(connection: Connection, batch: Batch, errors: list[dict[str, Any]]) -> None:
+def _failed(connection: Connection, batch: Batch, errors: list[dict[str, Any]]) -> bool:
     """It asks nothing, so it uses up nothing of its owner's quota."""
     counts = {"total": 0, "completed": 0, "failed": 0}
-    if batches.end_batch(connection, batch.batch_id, "failed_at", errors=errors, counts=counts):
-        usage.add_questions(connection, batch.owner, -batch.questions)
+    if not batches.fail_without_job(connection, batch.batch_id, errors=errors, counts=counts):
+        return False
+    usage.add_questions(connection, batch.owner, -batch.questions)
+    return True
 
 
 def _line_errors(errors: list[LineError]) -> list[dict[str, Any]]:

@@ -174,9 +174,9 @@ def open_batches(connection: Connection) -> Sequence[str]:
     return list(connection.scalars(query))
 
 
-def set_job(connection: Connection, batch_id: str, job_id: int) -> None:
-    """Note which job a batch has become."""
-    _change(connection, batch_id, batches.c.job_id.is_(None), job_id=job_id, in_progress_at=func.now())
+def set_job(connection: Connection, batch_id: str, job_id: int) -> bool:
+    """Note which job a batch has become; False when it has one already, or has ended."""
+    return _change(connection, batch_id, batches.c.job_id.is_(None), job_id=job_id, in_progress_at=func.now())
 
 
 def set_cancelling(connection: Connection, batch_id: str) -> bool:
@@ -197,6 +197,12 @@ def end_batch(connection: Connection, batch_id: str, ended: str, **values: Any) 
     """
     times = {ended: func.now(), "ended_at": func.now()}
     return _change(connection, batch_id, **times, **values)
+
+
+def fail_without_job(connection: Connection, batch_id: str, **values: Any) -> bool:
+    """End a batch as failed; False when it has ended before, or has become a job meanwhile."""
+    times = {"failed_at": func.now(), "ended_at": func.now()}
+    return _change(connection, batch_id, batches.c.job_id.is_(None), **times, **values)
 
 
 def _change(connection: Connection, batch_id: str, *conditions: ColumnElement[bool], **values: Any) -> bool:

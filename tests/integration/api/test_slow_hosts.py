@@ -12,12 +12,17 @@ import jwt
 import pytest
 import urllib3
 from openai import OpenAI
+from sqlalchemy import text
 
 from ragllava.api import server
 from ragllava.client import Client
 from ragllava.client.access.tokens import TokenReader
+from ragllava.errors import UsageError
 from ragllava.settings import Settings
+from ragllava.stages.answer import remote_pictures
 from ragllava.stages.answer.remote_pictures import RemotePictures
+from ragllava.stages.batches.process import process_batches
+from ragllava.stages.batches.slow_reads import SlowReads
 from tests.conftest import own_settings
 from tests.support.api_server import Front, open_front, serving
 from tests.support.holding import holding
@@ -109,17 +114,27 @@ def test_hosts_of_pictures_that_are_silent_hold_up_no_other_call(front: Front, m
     assert ended == {400: len(WAYS), 200: 1}, "the host is not known, and an estimate says so of its line"
 
 
-def batch(front: Front, key: str, *pictures: str) -> str:
-    """The status of a batch of one question, when it has ended."""
+def make_batch(front: Front, key: str, *pictures: str) -> str:
+    """A new batch of one question."""
     parts = [{"type": "image_url", "image_url": {"url": address}} for address in pictures]
     said = [{"role": "user", "content": [{"type": "text", "text": "What color is the barn?"}, *parts]}]
     body = {"model": "ragllava/stamps", "messages": said}
     line = json.dumps({"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": body})
     with OpenAI(base_url=f"{front.url}/v1", api_key=key, max_retries=0) as sdk:
         file = sdk.files.create(file=("q.jsonl", line.encode()), purpose="batch")
-        made = sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-        wait_for("the end of the batch", lambda: sdk.batches.retrieve(made.id).status in ("completed", "failed"), 60)
-        return sdk.batches.retrieve(made.id).status
+        return sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
+
+
+def status_of(front: Front, key: str, batch_id: str) -> str:
+    """What a batch is now."""
+    return str(front.call("GET", f"/v1/batches/{batch_id}", key)[1]["status"])
+
+
+def batch(front: Front, key: str, *pictures: str) -> str:
+    """The status of a batch of one question, when it has ended."""
+    made = make_batch(front, key, *pictures)
+    wait_for("the end of the batch", lambda: status_of(front, key, made) in ("completed", "failed"), 60)
+    return status_of(front, key, made)
 
 
 def test_a_batch_with_a_picture_of_a_silent_host_holds_up_no_other(
@@ -133,6 +148,37 @@ def test_a_batch_with_a_picture_of_a_silent_host_holds_up_no_other(
     with holding(monkeypatch, RemotePictures, "_address", send, asked=1, held=1) as [slow]:
         assert batch(front, key) == "completed" and not slow.done()
     assert slow.result() == 1
+
+
+@pytest.mark.parametrize("first", ["in_progress", "failed"])
+def test_the_first_of_two_readers_of_a_batch_decides(front: Front, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    """The picture is there for one of them, and not for the other."""
+    key, office, made = front.key("ask"), front.office, list[str]()
+
+    def is_there(*_: Any) -> bytes:
+        return b"a picture"
+
+    def is_away(*_: Any) -> Any:
+        raise UsageError("the host did not send the picture in time")
+
+    def send() -> int:
+        made.append(make_batch(front, key, REMOTE))
+        return 0
+
+    monkeypatch.setattr(remote_pictures, "_received", is_away if first == "in_progress" else is_there)
+    monkeypatch.setattr(RemotePictures, "_address", lambda *_: "192.0.2.1")
+    office.hold_up()
+    with holding(monkeypatch, RemotePictures, "_address", send, asked=1, held=1), monkeypatch.context() as other:
+        other.setattr(RemotePictures, "fetch", is_there if first == "in_progress" else is_away)
+        process_batches(office.engine, office.settings, office.objects, SlowReads())
+    wait_for("the slower one", lambda: not office.slow_reads.has(f"batch {made[0]}"), 30)
+    assert status_of(front, key, made[0]) == first
+    with office.engine.connect() as connection:
+        open_jobs = connection.scalar(text("SELECT count(*) FROM jobs WHERE finished_at IS NULL"))
+    assert open_jobs == (1 if first == "in_progress" else 0)
+    office.go_on()
+    ended = "completed" if first == "in_progress" else "failed"
+    wait_for("the end of the batch", lambda: status_of(front, key, made[0]) == ended, 60)
 
 
 def token_of(provider: Provider, key_id: str) -> str:

@@ -10,12 +10,14 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, event, select, text, update
 
-from ragllava.jobs import closing, control, dispatch, ending, queue, stopping
+from ragllava.errors import LeaseLost
+from ragllava.jobs import closing, control, deadlines, dispatch, ending, queue, stopping
+from ragllava.jobs.deadlines import JobLimits
 from ragllava.jobs.locking import lock_job
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import JobState
 from ragllava.settings import Settings
-from ragllava.stores.database import make_engine
+from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import Desk
 
@@ -66,6 +68,22 @@ def test_the_first_claim_of_a_job_and_its_pause_do_not_wait_in_a_circle(desk: De
         claim = partial(queue.claim, shard_id=shard_id, worker="worker", lease_s=60.0)
         at_once(desk, [claim, partial(control.pause, job_id=job_id)])
         assert desk.job(job_id).state == JobState.PAUSED
+
+
+def test_a_heartbeat_that_waits_for_the_end_of_its_lease_spends_nothing(
+    desk: Desk, wait_for_waiter: Callable[[], None]
+) -> None:
+    """What the job has used of its budget is what its shards have, also when a worker is late."""
+    job_id = desk.questions_job(1, per_shard=1, limits=JobLimits(max_gpu_s=10.0))
+    lease = desk.claim_next()
+    with ThreadPoolExecutor(1) as threads:
+        with desk.engine.begin() as connection:
+            lock_job(connection, job_id)
+            late = threads.submit(in_transaction, desk.engine, queue.heartbeat, lease, 60.0, 3.0)
+            wait_for_waiter()
+            queue.fail(connection, lease, "its lease is over", Limits.of(desk.settings))
+        assert isinstance(late.result(), LeaseLost)
+    assert in_transaction(desk.engine, deadlines.remaining_of, job_id).gpu_left_s == 10.0
 
 
 def test_a_claim_that_waits_for_a_pause_has_locked_nothing(desk: Desk, wait_for_waiter: Callable[[], None]) -> None:
