@@ -138,7 +138,9 @@ class Settings(BaseSettings):
         default=100, ge=0, description="Jobs of a caller that may be open at the same time. 0: no limit."
     )
     api_stored_mib: int = Field(
-        default=10_240, ge=0, description="MiB of files that a caller may store through the HTTP API. 0: no limit."
+        default=10_240,
+        ge=0,
+        description="MiB of files and of pictures to ask with that a caller may store. 0: no limit.",
     )
     api_requests_per_minute: int = Field(
         default=0, ge=0, description="Requests of a caller in a minute, for each server process. 0: no limit."

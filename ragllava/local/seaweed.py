@@ -93,6 +93,8 @@ class SeaweedService(EmbeddedService):
             # A single master needs no record of elections. One that resumes from it sometimes takes back its volumes
             # only after several seconds, in which every read fails.
             "master.resumeState": "false",
+            # It would wait a second at its end for writers to turn to other volume servers, of which there are none.
+            "volume.preStopSeconds": "0",
         }
         for part, port in zip(_PARTS, self.ports, strict=True):
             options[f"{part}.port"] = str(port)

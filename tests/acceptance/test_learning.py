@@ -22,6 +22,8 @@ from tests.acceptance.conftest import Cluster
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
+# As few as leave the gate the questions that it needs, at the share below.
+IMAGES, QUESTIONS = 40, 100
 TOO_SHORT = {"max_steps": 2, "learning_rate": 1e-9, "rank": 2, "alpha": 2}
 
 
@@ -47,7 +49,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
         school.start(name, queue, ticks=name == "maint")
     school.wait_ready("ingest", "answer", "train")
 
-    result = learn.learn_from_feedback(school.client, Demo(Console(), seed=3, images=60, questions=170))
+    result = learn.learn_from_feedback(school.client, Demo(Console(), seed=3, images=IMAGES, questions=QUESTIONS))
 
     for side in result["archives"].values():
         assert side["before"]["questions"] == side["after"]["questions"] == side["held_out"] > 20
@@ -72,10 +74,10 @@ def test_too_few_questions_are_refused_before_any_work(school: Cluster) -> None:
 
 def check_labels(client: Client) -> None:
     """In the end every label is right again, and no postcard of a held-out question has any."""
-    asked: dict[Domain, int] = {"in_domain": 340, "shifted": 170}
+    asked: dict[Domain, int] = {"in_domain": learn.IN_DOMAIN_QUESTIONS * QUESTIONS, "shifted": QUESTIONS}
     for domain, questions in asked.items():
-        side_name = f"{domain}-postcards-3-60-{questions}"
-        drawn = draw_archive(3, 60, questions, shifted=domain == "shifted", side=learn.is_kept_out)
+        side_name = f"{domain}-postcards-3-{IMAGES}-{questions}"
+        drawn = draw_archive(3, IMAGES, questions, shifted=domain == "shifted", side=learn.is_kept_out)
         known = {q.text: q for q in drawn.questions}
         with client.engine.connect() as connection:
             archive_id = get_archive(connection, side_name).archive_id

@@ -119,6 +119,6 @@ def wait_for_waiter(engine: Engine) -> Callable[[], None]:
 
     def wait() -> None:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            wait_for("a session that waits for a lock", lambda: connection.scalar(statement) > 0, 10)
+            wait_for("a session that waits for a lock", lambda: connection.scalar(statement) > 0, 60)
 
     return wait

@@ -114,7 +114,7 @@ def visiting(
     context = browser.new_context(
         color_scheme=theme, viewport={"width": width, "height": height}, java_script_enabled=scripts, locale="en-GB"
     )
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     visitor = Visitor(page, context, url)
     host = urlsplit(url).netloc

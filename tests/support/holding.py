@@ -23,14 +23,14 @@ def holding(
 
     def wait_first(*args: Any, **kwargs: Any) -> Any:
         entered.append(threading.current_thread().name)
-        assert release.wait(60)
+        assert release.wait(120)
         return work(*args, **kwargs)
 
     monkeypatch.setattr(place, method, wait_first)
     with ThreadPoolExecutor(asked) as threads:
         try:
             running = [threads.submit(ask) for _ in range(asked)]
-            wait_for("the requests to be held", lambda: len(entered) >= held, 30)
+            wait_for("the requests to be held", lambda: len(entered) >= held, 60)
             yield running
         finally:
             release.set()

@@ -81,8 +81,13 @@ def new_image(row: int, sha256: str, caption: str | None = None) -> NewImage:
     return NewImage(sha256, name, f"file:///{name}", caption, 1, 1, _MEDIA_TYPE)
 
 
-def store_archive(engine: Engine, name: str, version: str, images: Sequence[NewImage], mixed: Vectors) -> MixedArchive:
-    """An archive of these images and vectors (N, D) by the retriever `version`, with its index as in production."""
+def store_archive(
+    engine: Engine, name: str, version: str, images: Sequence[NewImage], mixed: Vectors, *, with_graph: bool = True
+) -> MixedArchive:
+    """An archive of these images and vectors (N, D) by the retriever `version`, with its index as in production.
+
+    Without its graph, which takes the longest to build, for what does not search.
+    """
     archive_id = in_transaction(engine, archive.ensure_archive, name).archive_id
     index_id = in_transaction(engine, indexes.create_index, archive_id, version, mixed.shape[1])
     for start in range(0, len(images), _ROWS_PER_COMMIT):
@@ -92,4 +97,4 @@ def store_archive(engine: Engine, name: str, version: str, images: Sequence[NewI
         stored = in_transaction(engine, archive.store_images, archive_id, images[part])
         in_transaction(engine, vectors.insert_embeddings, index_id, [row.image_id for row in stored], mixed[part])
     in_transaction(engine, indexes.activate, index_id)
-    return MixedArchive(name, index_id, graphs.build_hnsw(engine, index_id))
+    return MixedArchive(name, index_id, with_graph and graphs.build_hnsw(engine, index_id))

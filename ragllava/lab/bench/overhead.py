@@ -76,7 +76,7 @@ def _ask_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> Be
     through, direct = statistics.median(ask_s), statistics.median(direct_s)
     return BenchRow(
         "overhead", "overhead, one question now", _REFERENCE, "s", through, direct,
-        Wanted(at_most=(direct + _MOST_EXTRA_S) / direct), {"extra_ms": (through - direct) * 1000} | profile,
+        Wanted(at_most=(direct + _MOST_EXTRA_S) / direct), {"extra_ms": (through - direct) * 1000, **profile},
         f"the wanted ratio corresponds to {_MOST_EXTRA_S * 1000:.0f} ms more than the reference",
     )  # fmt: skip
 

@@ -36,14 +36,19 @@ def reading_notes(question: Question, candidates: Sequence[Candidate]) -> list[s
 
 
 def _replacements(text: str, candidates: Iterable[Candidate]) -> dict[str, str]:
-    """Tokens of the text, in its order, with the tokens of captions that stand for them."""
+    """Tokens of the text, in its order, with the tokens of captions that stand for them.
+
+    None that begins with a small letter: "ships" need not be a name that was meant to be "Shops".
+    """
     spelt: dict[str, str] = {}  # the token of a caption by the word that was asked for
     for candidate in by_retrieval(candidate for candidate in candidates if candidate.spellings):
         tokens = {word: token for token, word in _tokens(candidate.image.caption or "")}
         for spelling in candidate.spellings:
             if spelling.meant in tokens:
                 spelt.setdefault(spelling.asked, tokens[spelling.meant])
-    return {token: spelt[word] for token, word in _tokens(text) if word in spelt} if spelt else {}
+    if not spelt:
+        return {}
+    return {token: spelt[word] for token, word in _tokens(text) if word in spelt and not token[0].islower()}
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:

@@ -140,7 +140,7 @@ def prometheus(folder: Path, target: str) -> Iterator[str]:
 
 def ask(url: str, path: str, **fields: str) -> Any:
     """The data of an answer of Prometheus's API; {} while it starts."""
-    with PoolManager(retries=False, timeout=10) as pool:
+    with PoolManager(retries=False, timeout=60) as pool:
         response = pool.request("GET", f"{url}/api/v1/{path}", fields=fields)
         return response.json()["data"] if response.status == 200 else {}
 

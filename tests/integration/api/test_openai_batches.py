@@ -383,7 +383,7 @@ def test_a_broken_upload_leaves_no_file(front: Front, sdk: OpenAI, tmp_path: Pat
         "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 100000\r\n\r\n"
         '--x\r\nContent-Disposition: form-data; name="file"; filename="q.jsonl"\r\n\r\n'
     )
-    with socket.create_connection((host, int(port)), timeout=10) as cut:
+    with socket.create_connection((host, int(port)), timeout=60) as cut:
         cut.sendall(head.encode() + b"half of it")
     assert names(sdk.files.list().data) == []
     assert list(front.office.objects.list_objects("uploads/")) == []

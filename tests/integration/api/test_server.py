@@ -19,6 +19,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import func, select
 
+from ragllava.api import bodies
 from ragllava.api.server import THREADS
 from ragllava.client import Client
 from ragllava.client.access.access import Access
@@ -171,12 +172,23 @@ def test_limits_are_answered_with_their_number(front: Front) -> None:
     host, _, port = front.url.removeprefix("http://").partition(":")
     head = f"POST /v1/files HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
     form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999999999\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=10) as large:
+    with socket.create_connection((host, int(port)), timeout=60) as large:
         large.sendall((head + form).encode())
         answer = large.recv(4_000).decode()
         if answer.endswith("\r\n\r\n"):  # head and body may come apart
             answer += large.recv(4_000).decode()
     assert answer.startswith("HTTP/1.1 413") and "537,919,488" in answer
+
+
+def test_a_body_that_stops_coming_is_given_up(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_PIECE_S", 0.2)
+    host, _, port = front.url.removeprefix("http://").partition(":")
+    head = f"Host: {host}\r\nAuthorization: Bearer {front.key()}\r\nContent-Length: 1000\r\nContent-Type: "
+    form = 'multipart/form-data; boundary=x\r\n\r\n--x\r\ncontent-disposition: form-data; name="file"'
+    for path, rest in (("chat/completions", 'application/json\r\n\r\n{"model"'), ("files", form)):
+        with socket.create_connection((host, int(port)), timeout=60) as stopping:
+            stopping.sendall(f"POST /v1/{path} HTTP/1.1\r\n{head}{rest}".encode())
+            assert stopping.recv(4_000).startswith(b"HTTP/1.1 408")
 
 
 def test_what_goes_wrong_inside_stays_inside(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +209,7 @@ def test_a_process_is_alive_while_all_its_threads_wait_for_the_database(
         return front.call("GET", "/healthz", None)[0]
 
     with holding(monkeypatch, Access, "has_callers", look, asked=THREADS, held=THREADS) as looks:
-        assert httpx.get(f"{front.url}/livez", timeout=5).json() == {"status": "ok"}
+        assert httpx.get(f"{front.url}/livez", timeout=60).json() == {"status": "ok"}
     assert {each.result() for each in looks} == {200}
 
 
@@ -209,7 +221,7 @@ def test_estimates_that_wait_for_a_worker_hold_nobody_up(front: Front, monkeypat
         return front.call("POST", "/v1/estimates", key, json=body)[0]
 
     with holding(monkeypatch, Questions, "estimate", estimate, asked=THREADS, held=THREADS) as estimates:
-        jobs = httpx.get(f"{front.url}/v1/jobs", headers={"authorization": f"Bearer {key}"}, timeout=5)
+        jobs = httpx.get(f"{front.url}/v1/jobs", headers={"authorization": f"Bearer {key}"}, timeout=60)
         assert jobs.status_code == 200
     assert {each.result() for each in estimates} == {200}
 

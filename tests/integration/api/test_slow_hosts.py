@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,7 +90,7 @@ def send_file(front: Front, key: str, picture: str) -> int:
     return sent.status
 
 
-WAYS = (ask, submit, send_file, estimate, search)
+WAYS: tuple[Callable[[Front, str, str], int], ...] = (ask, submit, send_file, estimate, search)
 
 
 def test_hosts_of_pictures_that_are_silent_hold_up_no_other_call(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:

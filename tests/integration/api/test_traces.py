@@ -51,7 +51,7 @@ def test_one_trace_follows_a_question_from_the_request_to_the_generator(
         headers = {"authorization": f"Bearer {key}", "traceparent": f"00-{TRACE}-{CALLER}-01"}
         body = {"archive": ARCHIVE, "questions": [question]}
         job_id = httpx.post(f"{url}/v1/jobs", json=body, headers=headers, timeout=60).json()["job"]
-        wait_for("the span of the request", lambda: spans(receiver), 60)
+        wait_for("the span of the request", lambda: bool(spans(receiver)), 60)
     untraced = workshop.submit([question]).job_id
     tracing.begin("ragllava worker")
     workshop.run()

@@ -16,7 +16,7 @@ from ragllava.jobs.figures import METRICS
 from ragllava.records import FileOutcome, FileStatus, GapReason, JobKind, SourceFile
 from ragllava.settings import Settings
 from ragllava.stores.access.tenancy import Scope, acting
-from ragllava.stores.archives import archive
+from ragllava.stores.archives import archive, ingest_files
 from ragllava.stores.archives.rejections import RejectionClass
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.maintenance import ticks, totals
@@ -219,13 +219,13 @@ def test_rejected_files_are_counted_once_by_the_class_of_the_reason(board: Board
         new = NewJob(JobKind.INGEST, archive.ensure_archive(connection, "cards").archive_id, {}, 4, 4)
         job_id, _ = control.create(connection, new)
         listed = [SourceFile("a", "file:///a", rejected="it is a link or device inside the zip file")]
-        archive.insert_files(connection, job_id, listed + [SourceFile(name, f"file:///{name}") for name in "bcd"])
+        ingest_files.insert_files(connection, job_id, listed + [SourceFile(name, f"file:///{name}") for name in "bcd"])
         return job_id
 
     def finish(connection: Connection) -> int:
         damaged = "it is a damaged PNG picture: broken data stream"
         outcomes = [FileOutcome(number, FileStatus.REJECTED, damaged) for number in (1, 2)]
-        return archive.finish_files(connection, job_id, [*outcomes, FileOutcome(3, FileStatus.STORED, "2 pages")])
+        return ingest_files.finish_files(connection, job_id, [*outcomes, FileOutcome(3, FileStatus.STORED, "2 pages")])
 
     assert board.number("ragllava_decode_rejected_total", "damaged") == 0
     job_id = in_transaction(board.engine, submit)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ragllava.models.profiles import MODEL_PACKAGES
+from tests.conftest import environment_of
 from tests.integration.conftest import Postcards
 from tests.support.pages import ROOT
 from tests.support.workshop import ARCHIVE, Workshop
@@ -85,10 +86,10 @@ def test_the_client_submits_watches_and_reads(
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_command_that_needs_models_says_what_to_install(
-    words: list[str], code: int | None, says: str, workshop: Workshop, postcards: Postcards, here: dict[str, str]
+    words: list[str], code: int | None, says: str, whole_gallery: Workshop
 ) -> None:
-    workshop.ingest(postcards.written.pictures)
-    done = run_blocked("from ragllava.cli.main import main; main()", here, *words)
+    environment = dict(os.environ) | environment_of(whole_gallery.settings)
+    done = run_blocked("from ragllava.cli.main import main; main()", environment, *words)
     assert code is None or done.returncode in (code, 0)
     assert says in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

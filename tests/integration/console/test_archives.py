@@ -63,7 +63,7 @@ def without_bytes(page: Page) -> None:
 def is_at(page: Page, number: int) -> None:
     """The tile of this number has the focus, soon."""
     where = "document.activeElement.closest('li')?.ariaPosInSet"
-    wait_for(f"picture {number}", lambda: page.evaluate(where) == str(number), 15)
+    wait_for(f"picture {number}", lambda: page.evaluate(where) == str(number), 60)
 
 
 def last_question(shop: Shop) -> int:
@@ -211,7 +211,7 @@ def test_a_question_is_asked_with_a_picture(shop: Shop, browser: Browser, postca
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_role("button", name="✓ Right").wait_for()
         asked = page.get_by_alt_text("the picture of the question")
-        wait_for("the picture", lambda: asked.evaluate("(image) => image.naturalWidth") > 0, 15)
+        wait_for("the picture", lambda: asked.evaluate("(image) => image.naturalWidth") > 0, 60)
         assert card.file_name in page.locator("#answer").inner_text()
         visitor.check_access("a question with a picture")
         visitor.expect_fault("400")
@@ -262,7 +262,7 @@ def test_the_grid_scrolls_over_all_pictures_and_keeps_few(shop: Shop, browser: B
         assert grid.locator("li").count() < 150
         visitor.check_access("the end of the grid")
         page.evaluate("scrollTo(0, document.body.scrollHeight / 2)")
-        wait_for("the middle", lambda: page.locator("#grid li:not(.waits)").count() > 20, 15)
+        wait_for("the middle", lambda: page.locator("#grid li:not(.waits)").count() > 20, 60)
         page.evaluate("scrollTo(0, 0)")
         page.locator('#grid li[aria-posinset="1"] a').focus()
         page.keyboard.press("ArrowRight")

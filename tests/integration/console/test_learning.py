@@ -92,13 +92,13 @@ def test_a_curve_grows_while_its_training_runs(front: Front, browser: Browser, l
         before = page.locator("#curve polyline.series-0").first.get_attribute("points") or ""
         with front.office.engine.begin() as connection:
             add_losses(connection, learning.running, 97, 150, 240)
-        page.get_by_text("step 150 of 240").wait_for(timeout=6_000)
+        page.get_by_text("step 150 of 240").wait_for(timeout=60_000)
         after = page.locator("#curve polyline.series-0").first.get_attribute("points") or ""
         assert (len(before.split()), len(after.split())) == (96, 150)
         with front.office.engine.begin() as connection:
             change = text("UPDATE jobs SET state = 'failed', finished_at = now() WHERE id = :id")
             connection.execute(change, {"id": learning.running})
-        page.wait_for_selector("#curve:not([hx-get])", timeout=6_000)
+        page.wait_for_selector("#curve:not([hx-get])", timeout=60_000)
 
 
 def test_the_gate_and_the_examples_are_shown(front: Front, browser: Browser, learning: Learning) -> None:

@@ -65,13 +65,19 @@ def as_job(
     return [replace(row, custom_id=question.custom_id) for row, question in zip(rows, dataset.questions, strict=True)]
 
 
-@pytest.mark.parametrize("depth", Depth)
-def test_the_hybrid_rows_are_those_of_a_job(bench: Workbench, workshop: Workshop, depth: Depth) -> None:
-    dataset = drawn(QuestionStyle.NAME)
+@pytest.mark.parametrize(
+    ("style", "depth"), [(QuestionStyle.MISSPELT, Depth.NEED), (QuestionStyle.NAME, Depth.FIXED)], ids=str
+)
+def test_the_hybrid_rows_are_those_of_a_job(
+    bench: Workbench, workshop: Workshop, style: QuestionStyle, depth: Depth
+) -> None:
+    dataset = drawn(style)
     evaluation = evaluate(dataset, None, bench, replace(BRIEF, depth=depth))
     rows = as_job(workshop, dataset, evaluation, Retrieval.HYBRID, depth)
     job = score_job(dataset.questions, rows).all
-    retrieved, reranked = row_of(evaluation, "hybrid retrieval"), row_of(evaluation, "hybrid, reranked, adaptive η")
+    labels = ("hybrid retrieval", "hybrid, reranked, adaptive η")
+    retrieved, reranked = (row_of(evaluation, label, style) for label in labels)
+    assert any("was read as" in (row.note or "") for row in rows) is (style is QuestionStyle.MISSPELT)
     assert retrieved["recall_of_all"] == reranked["recall_of_all"] == round(job.candidate_recall, 4)
     assert retrieved["candidates"] == round(fmean(len(row.candidates) for row in rows), 4)
     assert retrieved["reranked"] is None
@@ -130,10 +136,12 @@ def relevances(ranked: Sequence[RankedQuestion]) -> list[dict[str, float]]:
     return [question.relevances for question in ranked]
 
 
+@pytest.mark.parametrize("style", [QuestionStyle.NAME, QuestionStyle.MISSPELT])
 def test_candidates_that_are_ranked_already_are_not_ranked_again(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, style: QuestionStyle
 ) -> None:
-    dataset = drawn(QuestionStyle.NAME)
+    """But for those of a question that a caption corrects."""
+    dataset = drawn(style)
     pool = ingest_pool(dataset, bench)
     ranked = rank(dataset, pool, bench)
     every = rank_hybrid(dataset, pool, bench, threshold=0.0, depth=Depth.FIXED)
@@ -150,7 +158,9 @@ def test_candidates_that_are_ranked_already_are_not_ranked_again(
     for ours, theirs in zip(relevances(further), relevances(every), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
     assert [question.ranking for question in further] == [question.ranking for question in every]
-    assert sum(pairs) == sum(map(len, relevances(every))) - TOP_K * QUESTIONS > 0
+    corrected = sum(any(candidate.spellings for candidate in question.candidates) for question in every)
+    assert (corrected > 0) is (style is QuestionStyle.MISSPELT)
+    assert sum(pairs) == sum(map(len, relevances(every))) - TOP_K * (QUESTIONS - corrected) > 0
 
 
 def test_the_threshold_of_hybrid_candidates_is_fitted_on_all_of_them(bench: Workbench) -> None:

@@ -230,7 +230,7 @@ def test_orphans_are_ended_at_the_start(worker_home: Home) -> None:
     orphan = subprocess.Popen([sys.executable, "-c", SLEEPER], cwd=worker_home.workers, start_new_session=True)
     fleet = make_fleet(worker_home, python("a", SLEEPER))
     with started(fleet):
-        assert orphan.wait(timeout=10) == -signal.SIGTERM
+        assert orphan.wait(timeout=60) == -signal.SIGTERM
         assert len(alive(fleet)) == 1
 
 

@@ -293,7 +293,7 @@ class TestStoreImages:
                 store(connection, cards, offer("y", "a"))
                 running = threads.submit(find_it_elsewhere)
                 wait_for_waiter()
-            assert [row.status for row in running.result(timeout=10)] == [STORED]
+            assert [row.status for row in running.result(timeout=60)] == [STORED]
         with engine.begin() as connection:
             assert living(connection) == {"x": ("b", "Old."), "y": ("a", None)}
 

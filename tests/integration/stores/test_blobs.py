@@ -98,7 +98,7 @@ def test_an_ingest_waits_for_a_running_removal_and_puts_again(
     removing = threading.Event()
 
     def importer() -> None:
-        removing.wait(timeout=10)
+        removing.wait(timeout=60)
         with engine.begin() as connection:
             must_put = blobs.announce_blobs(connection, [announced("x")])
             events.append(f"announced, must put {must_put}")
@@ -112,7 +112,7 @@ def test_an_ingest_waits_for_a_running_removal_and_puts_again(
         running = threads.submit(importer)
         with engine.begin() as connection:
             assert blobs.delete_blob(connection, "x", remove)
-        running.result(timeout=10)
+        running.result(timeout=60)
     assert events == ["removed", "announced, must put {'x'}"]
 
 

@@ -91,7 +91,7 @@ def test_work_is_repeated_when_its_transaction_was_idle_for_too_long(engine: Eng
         servers.append(int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one()))
         if len(servers) == 1:  # as a process that was frozen
             connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 100"))
-            wait_for("the server to end the session", lambda: is_gone(engine, servers[0]), 20)
+            wait_for("the server to end the session", lambda: is_gone(engine, servers[0]), 60)
         return int(connection.execute(text("SELECT 7")).scalar_one())
 
     assert in_transaction(engine, work) == 7
@@ -110,7 +110,7 @@ def test_a_client_that_is_gone_ends_its_statement(
         driver.pgconn.send_query(b"SELECT pg_sleep(300)")
         driver.pgconn.flush()
         os.dup2(os.open(os.devnull, os.O_RDWR), driver.fileno())  # as the death of the process closes it
-        wait_for("the server to end the session", lambda: is_gone(engine, server), 20)
+        wait_for("the server to end the session", lambda: is_gone(engine, server), 60)
         connection.invalidate()
     killed.dispose()
 

@@ -171,7 +171,7 @@ def test_a_later_row_is_free_while_an_earlier_one_is_waited_for(
             with engine.begin() as other:
                 free = text(f"SELECT FROM {case.table} WHERE {case.last} FOR UPDATE SKIP LOCKED")
                 assert len(other.execute(free).all()) == 1, "it holds a later row, and waits for an earlier one"
-        working.result(timeout=20)
+        working.result(timeout=60)
 
 
 def test_labels_and_dismissals_of_one_file_lock_their_cases_together(
@@ -199,7 +199,7 @@ def test_labels_and_dismissals_of_one_file_lock_their_cases_together(
             with engine.begin() as other:
                 free = text("SELECT FROM noisy_cases WHERE question_no = 2 FOR UPDATE SKIP LOCKED")
                 assert len(other.execute(free).all()) == 1
-        working.result(timeout=20)
+        working.result(timeout=60)
 
 
 def test_pictures_that_swap_their_names_are_locked_together(
@@ -222,4 +222,4 @@ def test_pictures_that_swap_their_names_are_locked_together(
             with engine.begin() as other:
                 free = text("SELECT FROM images WHERE source = 'b.png' FOR UPDATE SKIP LOCKED")
                 assert len(other.execute(free).all()) == 1
-        working.result(timeout=20)
+        working.result(timeout=60)

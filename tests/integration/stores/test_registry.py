@@ -79,7 +79,7 @@ def test_workers_that_start_together_do_it_one_after_the_other(
             registry.ensure_champions(connection, "mini", [RERANKER, GENERATOR])
             running = threads.submit(start)
             wait_for_waiter()
-        assert running.result(timeout=10).name == "mllm@2"
+        assert running.result(timeout=60).name == "mllm@2"
     assert names_by_state(engine)["champion"] == ["generator mllm@1", "reranker mllm@2"]
 
 
@@ -283,7 +283,7 @@ def test_promotions_at_the_same_time_come_one_after_the_other(
             promote(connection, "a")
             running = threads.submit(promote_second)
             wait_for_waiter()
-        assert running.result(timeout=10).name == "b"
+        assert running.result(timeout=60).name == "b"
     with engine.begin() as connection:
         assert [name for name, _, _ in promotions_of(connection)] == ["mllm@1", "a", "b"]
         assert registry.rollback(connection, "mini", Role.RERANKER).name == "a"

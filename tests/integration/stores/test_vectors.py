@@ -151,7 +151,7 @@ def test_workers_may_insert_the_same_images_at_once(engine: Engine, wait_for_wai
             running = threads.submit(insert_backwards)
             wait_for_waiter()  # for image 1; if it held image 2 by now, the next line would be a deadlock
             assert vectors.insert_embeddings(connection, index_id, [2], stored[1:2]) == 1
-        assert running.result(timeout=10) == 1
+        assert running.result(timeout=60) == 1
     with engine.begin() as connection:
         assert vectors.missing_embeddings(connection, index_id, [1, 2, 3]) == []
 

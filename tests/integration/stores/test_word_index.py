@@ -283,7 +283,7 @@ class TestConcurrency:
             second = threads.submit(write, 1, "harlow undwick")
             wait_for_waiter()
             connection.commit()
-            second.result(timeout=20)
+            second.result(timeout=60)
         with engine.begin() as connection:
             assert [word_index.disagreements(connection, each) for each in shelves] == [AGREES, AGREES]
 
@@ -313,7 +313,7 @@ class TestConcurrency:
             rebuilding = threads.submit(word_index.rebuild_outdated, engine)
             wait_for_waiter()
             connection.commit()
-            rebuilding.result(timeout=20)
+            rebuilding.result(timeout=60)
         with engine.begin() as connection:
             assert word_index.disagreements(connection, shelf.archive_id) == AGREES
             assert counts(connection, shelf.archive_id, "harlow", "undwick") == {"undwick": 1}

@@ -147,7 +147,7 @@ def test_children_that_are_always_stopped_or_killed_are_not_the_fault_of_the_pic
         return process
 
     monkeypatch.setattr(Child, "_start", start_and_signal)
-    with DecoderPool(1, wall_seconds=2) as pool, pytest.raises(DecoderUnavailable, match=lacks):
+    with DecoderPool(1, wall_seconds=0.4) as pool, pytest.raises(DecoderUnavailable, match=lacks):
         list(decode_all(pool, [GOOD]))
     assert DecoderUnavailable.retryable
     monkeypatch.undo()

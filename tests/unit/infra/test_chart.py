@@ -105,6 +105,7 @@ def test_a_manifest_with_a_mistake_is_not_valid() -> None:
         ("extraSecretKeys={RAGLLAVA_DATABASE_OWNER_URL}", "extraSecretKeys"),
         ("serve.ingress.enabled=true", "ingress"),
         ("serve.trustedProxies={ingress-nginx}", "trustedProxies"),
+        ("tracesEndpoint=collector:4318", "tracesEndpoint"),
         (
             "keda.enabled=true,workers.answer.scaling.min=3,workers.answer.scaling.max=2",
             "above scaling.max",
@@ -140,7 +141,7 @@ def test_pods_get_settings_and_no_more_secrets_than_they_need(value_set: str) ->
     for name, pod in pods(value_set).items():
         given = variables(pod)
         for variable, value in given.items():
-            own = variable in ("HOME", "FORWARDED_ALLOW_IPS")
+            own = variable in ("HOME", "FORWARDED_ALLOW_IPS", "OTEL_EXPORTER_OTLP_ENDPOINT")
             assert own or variable.removeprefix("RAGLLAVA_").lower() in Settings.model_fields, variable
             assert (variable in IN_SECRET) == isinstance(value, tuple), variable
         databases = {variable for variable in given if variable.endswith("DATABASE_URL") or "OWNER" in variable}
@@ -150,6 +151,13 @@ def test_pods_get_settings_and_no_more_secrets_than_they_need(value_set: str) ->
             assert database["migrate"] in databases
             assert ("RAGLLAVA_SCALE_DATABASE_URL" in databases) == bool(of_kind(value_set, "ScaledObject"))
             assert "RAGLLAVA_REDIS_URL" not in given
+
+
+def test_server_and_workers_send_traces_where_a_value_says() -> None:
+    for value_set, endpoint in (("all", "http://collector.monitoring:4318"), ("gpu", None)):
+        for name, pod in pods(value_set).items():
+            expected = None if name == "migrate" else endpoint
+            assert variables(pod).get("OTEL_EXPORTER_OTLP_ENDPOINT") == expected, (value_set, name)
 
 
 def test_secrets_are_variables_or_files_and_never_both() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ragllava.cli.main import cli
 from ragllava.errors import UsageError
-from ragllava.lab.ablation import run
+from ragllava.lab.ablation import naive, run
 from ragllava.lab.ablation.data import PicturedArchive, practice_archive, shown_evidence, training_examples
 from ragllava.lab.ablation.naive import (
     NaiveRecipe,
@@ -33,7 +33,7 @@ from tests.support.tiny_checkpoints import FAMILIES, save_family
 EXAMPLES = 64
 TINY = AblationOptions(
     seeds=1,
-    steps=2,
+    steps=1,
     questions=5,
     practice_images=40,
     held_out_images=40,
@@ -128,7 +128,8 @@ def test_another_family_cannot_be_made_naive(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1200)
-def test_a_tiny_ablation_runs_and_is_not_trained_twice(tmp_path: Path) -> None:
+def test_a_tiny_ablation_runs_and_is_not_trained_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(naive, "_MEASURED_PACKS", 4)
     settings = Settings(home=tmp_path / "home", torch_threads=1)
     progress: list[tuple[int, int]] = []
     result = run_ablation(settings, tmp_path / "work", TINY, lambda _, done, total: progress.append((done, total)))

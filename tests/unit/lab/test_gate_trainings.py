@@ -19,7 +19,7 @@ from ragllava.training.data.examples import Evidence
 from ragllava.training.gate import SOFTENED, WITH_CAPTIONS, GateRules
 from ragllava.training.version_scores import WITHOUT_CAPTIONS, RankedImage, RankScore, RerankerScores
 
-TINY = TrainingsOptions(seeds=(1,), size=SituationSize(60, 70), fresh=1, max_steps=1)
+TINY = TrainingsOptions(seeds=(1,), size=SituationSize(24, 48), fresh=1, max_steps=1)
 
 
 @pytest.mark.timeout(1200)
@@ -33,8 +33,8 @@ def test_a_short_run_is_judged_measured_and_not_repeated(tmp_path: Path) -> None
     ]
     first, second = result.primary_figures("challenger")
     assert (first["name"], second["name"]) == (WITH_CAPTIONS, SOFTENED)
-    assert 0 < first["images"] < first["questions"] < result.labelled == 70
-    assert result.trained_on + result.calibration + first["questions"] <= 70
+    assert 0 < first["images"] < first["questions"] < result.labelled == 48
+    assert result.trained_on + result.calibration + first["questions"] <= 48
     values = result.as_json()
     assert set(values["fresh"]) == {"champion", "challenger", "twin"}
     assert all(0 <= figures["f1"] <= 1 for figures in values["fresh"].values())

@@ -84,6 +84,14 @@ securityContext:
 {{- end }}
 {{- end }}
 
+{{/* Where traces are sent, of the server and the workers. */}}
+{{- define "ragllava.traces" -}}
+{{- with .Values.tracesEndpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}
+
 {{- define "ragllava.secretMount" -}}
 {{- if .Values.secretsAsFiles }}
 - {name: secrets, mountPath: /run/secrets/ragllava, readOnly: true}

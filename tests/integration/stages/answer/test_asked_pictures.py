@@ -305,7 +305,7 @@ class Meeting(RemotePictures):
     def fetch(self, url: str, max_bytes: int) -> bytes:
         if "wrong" in url:
             raise UsageError("no such host")
-        self.barrier.wait(20)
+        self.barrier.wait(60)
         return url.encode()
 
 

@@ -477,7 +477,7 @@ def test_two_overlapping_bindings_at_once_are_one(workshop: Workshop) -> None:
     barrier = threading.Barrier(2)
 
     def attempt(prefix: str) -> bool:
-        barrier.wait(10)
+        barrier.wait(60)
         try:
             bind(workshop, "one", "b", prefix)
         except UsageError:

@@ -90,7 +90,7 @@ def test_reviewers_at_once_share_the_queue(engine: Engine, review: Review, clien
 
     def work(name: str) -> None:
         with by(name):
-            together.wait(20)
+            together.wait(60)
             while cases := client.reviewing.next("harbour", "a", limit=7):
                 taken[name] += [case.question.key for case in cases]
                 for case in cases:

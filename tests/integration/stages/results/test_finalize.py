@@ -415,7 +415,7 @@ def test_wait_gives_up_after_its_time_and_sees_the_end(client: Client, desk: Des
     assert not client.jobs.wait(job_id, timeout_s=0.05, poll_s=0.01).is_final
     answer_all(desk)
     seen: list[int] = []
-    job = client.jobs.wait(job_id, on_progress=lambda view: seen.append(view.progress.done), timeout_s=10)
+    job = client.jobs.wait(job_id, on_progress=lambda view: seen.append(view.progress.done), timeout_s=60)
     assert (job.state, seen) == (JobState.COMPLETED, [2])
 
 

@@ -48,6 +48,14 @@ def test_letters_with_accents_are_one_word_in_either_form() -> None:
         assert as_read(asked(text), [caption]).text == "Was zeigt die MÜNCHNER Straße?"
 
 
+def test_a_word_with_a_small_letter_is_no_name() -> None:
+    shops = found(0, "Shops in Harlow", ("ships", "shops"))
+    assert as_read(asked("how many ships are in harlow?"), [shops]).text == "how many ships are in harlow?"
+    assert reading_notes(asked("how many ships are in harlow?"), [shops]) == []
+    arabic = found(0, "برج القاهره", ("القاهرة", "القاهره"))
+    assert as_read(asked("أين برج القاهرة؟"), [arabic]).text == "أين برج القاهره؟", "a script without capitals"
+
+
 def test_without_a_caption_that_has_the_word_the_question_stays_as_it_was_asked() -> None:
     nfd = asked(unicodedata.normalize("NFD", "Wo liegt Undwikc in Mähren?"))
     for candidates in (

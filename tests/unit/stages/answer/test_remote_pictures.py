@@ -61,7 +61,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
                 self.send_response(200)
                 self.flush_headers()
                 with suppress(OSError):  # the client has had enough
-                    for number in range(400):
+                    for number in range(3_000):
                         self.wfile.write(b"x-%d: 1\r\n" % number)
                         self.wfile.flush()
                         time.sleep(0.02)
@@ -72,7 +72,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
                 return
             self.send_response(200)
             self.end_headers()
-            pieces = 40 if self.path == "/slow" else 1
+            pieces = 1_200 if self.path == "/slow" else 1
             try:
                 for _ in range(pieces):
                     self.wfile.write(PICTURE)
