@@ -49,7 +49,7 @@ class Change(StrEnum):
     """What has changed since an answer was made, so that a refresh asks its question again."""
 
     PICTURES = "pictures"  # other images are retrieved for it
-    CAPTIONS = "captions"  # the same images, and a caption of theirs is another
+    CAPTIONS = "captions"  # the same images, but another caption, or another reading of a misspelt name
     RERANKER = "reranker"
     GENERATOR = "generator"
     PROMPT = "prompt"

@@ -49,6 +49,7 @@ _CONTAINER = re.compile(r"\.(?:zip|tar|tgz|tar\.gz)(?=[/\\])", re.IGNORECASE)
 
 _SHORTEST_WITH_VARIANTS = 4
 _SHORTEST_CORRECTED = 5
+_SHORTEST_NAME = 4
 _OPENING = "\"'([{\u00ab\u00bf\u00a1\u2018\u201c\u201e"
 
 # English words of five letters or more that ask and describe. An archive of names has one of similar spelling for many
@@ -169,6 +170,16 @@ def may_be_misspelt(text: str) -> set[str]:
     capitalised = [token for token in tokens if token.lstrip(_OPENING)[:1].isupper()]
     words = words_of(text if capitalised in ([], tokens[:1]) else " ".join(capitalised))
     return {word for word in words if is_correctable(word)}
+
+
+def names_in(text: str) -> set[str]:
+    """The words of a question that name something, so that they tell what it is about.
+
+    `may_be_misspelt`, and shorter words with a capital inside the text. Never numbers: a year says little.
+    """
+    capitalised = [token for token in text.split()[1:] if token.lstrip(_OPENING)[:1].isupper()]
+    shorter = {word for word in words_of(" ".join(capitalised)) if len(word) >= _SHORTEST_NAME}
+    return may_be_misspelt(text) | {word for word in shorter - _QUESTION_WORDS if not any(map(str.isdigit, word))}
 
 
 def is_correctable(word: str) -> bool:

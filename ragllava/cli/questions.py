@@ -158,6 +158,8 @@ def ask(
     first = f"{row.answer}  (confidence {row.confidence:.2f})" if answered else f"{row.status}: {row.error or row.note}"
     evidence = [f"  {c.relevance:.3f}  {c.image.full_name}  {c.image.caption or ''}" for c in row.evidence]
     print_result(row, [first, *evidence], as_json)
+    if answered and row.note and not as_json:
+        echo(f"note: {row.note}", err=True)
     sys.exit(0 if row.status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE) else 1)
 
 

@@ -15,6 +15,7 @@ from ragllava.words import (
     is_correctable,
     is_slip,
     may_be_misspelt,
+    names_in,
     source_words,
     variants,
     words_of,
@@ -151,6 +152,11 @@ class TestMisspellings:
         assert may_be_misspelt("Where is undwik barn?") == {"undwik"}, "the capital of a sentence marks no name"
         assert may_be_misspelt("WHERE IS UNDWIK BARN IN 19322?") == {"undwik"}
         assert not any(map(is_correctable, ["barn", "19322", "color", "which", "東京タワー"]))
+
+    def test_names_tell_what_a_question_is_about(self) -> None:
+        question = "What is in the Undwick Barn of Rome near the Church in winter 1932?"
+        assert names_in(question) == {"undwick", "barn", "rome", "church"}
+        assert names_in("what is in undwick barn of rome in winter 1932?") == {"undwick", "winter"}
 
     @pytest.mark.parametrize("word", ["undwikc", "unwdick", "undick", "undwwick", "undwack"])
     def test_slips(self, word: str) -> None:

@@ -13,6 +13,7 @@ that it makes sure of by words, and a few of the nearest to it, are appended.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from ragllava.stores.archives.filtering import FilterSql, compile_filter
 from ragllava.stores.archives.texts import ArchiveWords, AskedWords, WordHit
 from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
 from ragllava.stores.database import read_at_once
-from ragllava.words import is_slip
+from ragllava.words import is_slip, names_in
 
 if TYPE_CHECKING:
     from ragllava.models.retriever import Retriever
@@ -180,7 +181,7 @@ class _Search:
                 matched = {word.asked for hit in sure[:1] for word in hit.matched}
                 words = left.pop(number).without(matched)
                 if sure:
-                    things[number].append(_Thing(sure, _spellings(sure[0], rare)))
+                    things[number].append(_Thing(sure, _spellings(sure[0], rare, asked[number], known.images)))
                     left[number] = words
         return things
 
@@ -194,14 +195,23 @@ def _sure(hits: Sequence[WordHit], rare: int, least: float) -> list[WordHit]:
     return sure[:MOST_BY_CAPTION]
 
 
-def _spellings(hit: WordHit, rare: int) -> tuple[Spelling, ...]:
-    """The words that this image surely corrects. The archive has no other word that may be meant, and the image shares
-    another rare word with the question, misspelt or not: a name alone may be that of something else."""
-    corrected = (word for word in hit.matched if not word.rivals and is_slip(word.asked, word.word))
+def _spellings(hit: WordHit, rare: int, asked: str, images: int) -> tuple[Spelling, ...]:
+    """The words of the question `asked` that this image, one of so many, surely corrects.
+
+    The archive has no other word that may be meant, and the image shares another rare name with the question, misspelt
+    or not: a name alone may be that of something else. Words such as "in" and "what" are no names, but rare where few
+    captions are sentences. The names are so rare that no image would be expected to have all of them by chance.
+    """
+    names = names_in(asked)
+    shared = [word for word in hit.matched if word.asked in names]
+    if images * math.prod(word.images / images for word in shared) >= 1:
+        return ()
     return tuple(
         Spelling(word.asked, word.word)
-        for word in corrected
-        if any(other.asked != word.asked and other.images <= rare for other in hit.matched)
+        for word in shared
+        if not word.rivals
+        and is_slip(word.asked, word.word)
+        and any(other.asked != word.asked and other.images <= rare for other in shared)
     )
 
 

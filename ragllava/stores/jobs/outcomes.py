@@ -60,11 +60,11 @@ def ranges(total: int, size: int) -> Iterator[tuple[int, int]]:
 def counted_together(totals: Mapping[int, int]) -> list[list[int]]:
     """The jobs of these numbers of inputs in groups that one statement can count; a job that is too large is alone."""
     groups: list[list[int]] = []
-    room = 0
+    room = -1  # in the last group; below 0 there is none for a job without inputs either
     for job_id, total in totals.items():
         if total > room:
             groups.append([])
-            room = max(total, COUNTED_AT_ONCE)
+            room = COUNTED_AT_ONCE
         groups[-1].append(job_id)
         room -= total
     return groups

@@ -79,6 +79,26 @@ def test_an_ingest_that_was_waited_for_names_strange_pictures(
     assert code == 0 and STRANGE in err
 
 
+def test_ask_tells_how_a_misspelt_name_was_read(
+    workshop: Workshop, postcards: Postcards, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.ingest(postcards.written.pictures, captions=postcards.written.captions)
+    card = postcards.archive.postcards[3].landmark
+    name = card.entity.name
+    wrong = name[:3] + name[2:]
+
+    def has_ended(self: object, job_id: int, _timeout_s: float) -> bool:
+        workshop.run()
+        return True
+
+    monkeypatch.setattr("ragllava.client.jobs.Jobs.has_ended", has_ended)
+    question = f"In what year was the {card.title} in {card.entity.city} pictured?"
+    code, out, err = run("ask", question.replace(name, wrong), "--archive", ARCHIVE)
+    assert code == 0 and out.startswith(f"{card.entity.year}  (confidence ")
+    assert f'note: "{wrong}", which the archive does not have, was read as "{name}"' in err
+    assert "note: " not in run("ask", question, "--archive", ARCHIVE)[2]
+
+
 def test_nothing_is_said_about_postcards(workshop: Workshop, postcards: Postcards, run: Run, tmp_path: Path) -> None:
     workshop.ingest(postcards.written.pictures)
     code, _, err = run("submit", questions(tmp_path), "--archive", ARCHIVE)

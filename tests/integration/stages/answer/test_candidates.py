@@ -256,11 +256,21 @@ def test_each_of_two_names_is_corrected_by_its_own_caption(archive_of: Callable[
     [
         ("Where is the Undwikc?", ["Undwick Barn"]),
         ("Where is the Undwikc Mill?", ["Undwick Mill", *["Mill"] * 20]),
+        ("What is in the Undwikc photo of 1968?", ["What is seen in the Undwick photo, 1968"]),
+        ("Where is the Undwikc Mill?", ["Undwick Mill", "Mill", "Mill", *["Undwick Fair"] * 20]),
         ("Where is the Undwikc Barn in Holshire?", ["Undwick Barn, Holshire", "Undwiks"]),
         ("Where is the Undwikc Barn in Holshire?", ["Undwick Barn, Holshire", "Undwikc"]),
         ("Where is the Schiffe in Holshire?", ["Schiff, Holshire"]),
     ],
-    ids=["a name alone", "a common word beside it", "two words may be meant", "a word of its own", "another form"],
+    ids=[
+        "a name alone",
+        "a common word beside it",
+        "no name beside it",
+        "both by chance",
+        "two words may be meant",
+        "a word of its own",
+        "another form",
+    ],
 )
 def test_a_word_that_may_be_meant_otherwise_stays(
     archive_of: Callable[..., Asked], question: str, captions: list[str]
