@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from ragllava.errors import ServiceUnavailable
+from ragllava.jobs.isolation import Isolation
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +25,16 @@ class SlowReads:
         """Whether the reading of this batch has begun and not ended."""
         return subject in self._subjects
 
-    def begin(self, subject: str, read: Callable[[], object]) -> None:
+    def begin(self, subject: str, isolation: Isolation, read: Callable[[], object]) -> None:
         """Read a batch as soon as there is a place. The thread ends with its process; a later tick begins again."""
         self._subjects.add(subject)
-        threading.Thread(target=self._read, args=(subject, read), name=f"read {subject}", daemon=True).start()
+        arguments, name = (subject, isolation, read), f"read {subject}"
+        threading.Thread(target=self._read, args=arguments, name=name, daemon=True).start()
 
-    def _read(self, subject: str, read: Callable[[], object]) -> None:
+    def _read(self, subject: str, isolation: Isolation, read: Callable[[], object]) -> None:
         try:
             with self._places:
-                read()
+                isolation.run(subject, read)
         except ServiceUnavailable as error:
             log.warning(str(error), extra={"action": "batch_not_read", "subject": subject})
         finally:
