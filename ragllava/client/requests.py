@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,24 +66,36 @@ class Requests(Namespace):
         limit: int = 20,
         retrieval: Retrieval = Retrieval.HYBRID,
         where: Any = None,
-        picture: str | Callable[[], str] | None = None,
+        picture: str | None = None,
         timeout_s: float = 120.0,
     ) -> list[FoundImage]:
         """As `Archives.search`, by a worker: this process loads no model.
 
         With a `picture`, its sha256 as `Questions.store_picture` returns it, those that are most like it take turns
-        with those that fit the text, which may be empty; the retrieval `picture` passes over the text. A function that
-        stores the picture and returns this is called when all else is right. Raises UsageError, also for a picture that
-        cannot be read, JobRefused.
+        with those that fit the text, which may be empty; the retrieval `picture` passes over the text. Raises
+        UsageError, also for a picture that cannot be read, JobRefused.
         """
-        if picture is not None and retrieval is Retrieval.CAPTION:
-            raise UsageError("a picture is not searched for by captions: choose the retrieval picture or hybrid")
-        options = check_options(AnswerOptions(limit, retrieval=retrieval, filter=parse_where(where)))
-        archive_id = self._of_archive(name, _check_filter, name, options)
-        sha256 = picture() if callable(picture) else picture
-        body = {"text": text, "options": to_json(options)} | ({"picture": sha256} if sha256 else {})
+        archive_id, options = self.check_search(
+            name, limit=limit, retrieval=retrieval, where=where, with_picture=picture is not None
+        )
+        body = {"text": text, "options": to_json(options)} | ({"picture": picture} if picture else {})
         result = self._run(Operation.SEARCH, body, archive_id, timeout_s)
         return read_at_once(self._connections.engine, _with_images, result["found"])
+
+    def check_search(
+        self,
+        name: str,
+        *,
+        limit: int = 20,
+        retrieval: Retrieval = Retrieval.HYBRID,
+        where: Any = None,
+        with_picture: bool = False,
+    ) -> tuple[int, AnswerOptions]:
+        """The id of the archive and the options of a search, which is not begun. Raises UsageError as `search`."""
+        if with_picture and retrieval is Retrieval.CAPTION:
+            raise UsageError("a picture is not searched for by captions: choose the retrieval picture or hybrid")
+        options = check_options(AnswerOptions(limit, retrieval=retrieval, filter=parse_where(where)))
+        return self._of_archive(name, _check_filter, name, options), options
 
     def time_questions(
         self, name: str, questions: Sequence[Question], options: AnswerOptions, timeout_s: float = 120.0

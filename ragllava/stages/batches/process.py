@@ -63,12 +63,12 @@ def process_batches(engine: Engine, settings: Settings, objects: ObjectStore, sl
     for subject, batch_id in subjects.items():
         if isolation.is_postponed(subject) or slow.has(subject):
             continue
-        work = partial(_process, engine, settings, objects, batch_id)
+        process = partial(_process, engine, settings, objects, batch_id)
         try:
             with fetching_nothing():
-                done += isolation.run(subject, work) or 0
+                done += isolation.run(subject, process) or 0
         except FetchNeeded:
-            slow.begin(isolation, subject, work)
+            slow.begin(subject, isolation, process)
     delete_expired(engine, objects)
     return done
 

@@ -25,14 +25,13 @@ class SlowReads:
         """Whether the reading of this batch has begun and not ended."""
         return subject in self._subjects
 
-    def begin(self, isolation: Isolation, subject: str, read: Callable[[], object]) -> None:
+    def begin(self, subject: str, isolation: Isolation, read: Callable[[], object]) -> None:
         """Read a batch as soon as there is a place. The thread ends with its process; a later tick begins again."""
         self._subjects.add(subject)
-        threading.Thread(
-            target=self._read, args=(isolation, subject, read), name=f"read {subject}", daemon=True
-        ).start()
+        arguments, name = (subject, isolation, read), f"read {subject}"
+        threading.Thread(target=self._read, args=arguments, name=name, daemon=True).start()
 
-    def _read(self, isolation: Isolation, subject: str, read: Callable[[], object]) -> None:
+    def _read(self, subject: str, isolation: Isolation, read: Callable[[], object]) -> None:
         try:
             with self._places:
                 isolation.run(subject, read)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +18,7 @@ from sqlalchemy import text
 from ragllava.api import server
 from ragllava.client import Client
 from ragllava.client.access.tokens import TokenReader
-from ragllava.errors import UsageError
+from ragllava.errors import FetchNeeded, UsageError
 from ragllava.settings import Settings
 from ragllava.stages.answer import remote_pictures
 from ragllava.stages.answer.remote_pictures import RemotePictures
@@ -51,9 +52,9 @@ def front(services: Settings, template_database: str, provider: Provider) -> Ite
 
 
 @contextmanager
-def narrow(front: Front, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
+def narrow(front: Front, monkeypatch: pytest.MonkeyPatch, **others: int) -> Iterator[Front]:
     """A second server of the system, with two threads of each kind, and one for each way to send a picture."""
-    places = {"THREADS": 2, "WAITING_THREADS": 2, "PROVIDER_THREADS": 2, "FETCHING_THREADS": len(WAYS)}
+    places = {"THREADS": 2, "WAITING_THREADS": 2, "PROVIDER_THREADS": 2, "FETCHING_THREADS": len(WAYS)} | others
     for name, number in places.items():
         monkeypatch.setattr(server, name, number)
     with Client(front.settings, name="narrow", pool_size=8, for_tenants=True) as client, serving(client) as url:
@@ -99,7 +100,7 @@ WAYS: tuple[Callable[[Front, str, str], int], ...] = (ask, submit, send_file, es
 
 
 def test_hosts_of_pictures_that_are_silent_hold_up_no_other_call(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, ways = front.key("ask"), iter([*WAYS, ask])
+    key, ways = front.key("ask"), iter([*WAYS, WAYS[0]])
     with narrow(front, monkeypatch) as few:
 
         def send() -> int:
@@ -112,6 +113,27 @@ def test_hosts_of_pictures_that_are_silent_hold_up_no_other_call(front: Front, m
             assert not any(call.done() for call in running)
         ended = Counter(call.result() for call in running)
     assert ended == {400: len(WAYS), 200: 1}, "the host is not known, and an estimate says so of its line"
+
+
+def test_searches_that_wait_for_a_worker_hold_up_no_fetch(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, office = front.key("ask"), front.office
+    monkeypatch.setattr(RemotePictures, "fetch", lambda *_: fetched())
+    waiting = text("SELECT count(*) FROM jobs WHERE kind = 'request' AND finished_at IS NULL")
+
+    def fetched() -> bytes:
+        if not remote_pictures.may_fetch():
+            raise FetchNeeded
+        return b"a picture"
+
+    with narrow(front, monkeypatch, FETCHING_THREADS=1) as few, ThreadPoolExecutor(2) as threads:
+        office.hold_up()
+        try:
+            running = [threads.submit(search, few, key, REMOTE) for _ in range(2)]
+            with office.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                wait_for("both searches to begin", lambda: connection.scalar(waiting) == 2, 20)
+        finally:
+            office.go_on()
+        assert [call.result() for call in running] == [200, 200]
 
 
 def make_batch(front: Front, key: str, *pictures: str) -> str:

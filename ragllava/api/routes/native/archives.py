@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -207,16 +206,21 @@ async def search_by_picture(call: Call[NoQuery, PictureSearch]) -> FoundList:
         limit=body.limit,
         retrieval=body.retrieval,
         where=body.where,
-        picture=partial(_stored_picture, call, name),
+        # By a call of its own: a thread that fetches pictures does not wait for a worker as well.
+        picture=await call.run(_stored_picture, call, name),
         timeout_s=call.settings.api_answer_timeout_s,
     )
     return FoundList(data=list(map(_found_object, found)))
 
 
 def _stored_picture(call: Call[NoQuery, PictureSearch], archive: str) -> str:
-    sent = call.body.image_url
-    count_bytes = call.client.access.count_bytes(call.principal)
-    return call.client.questions.store_picture(sent if isinstance(sent, str) else sent.url, archive, count_bytes)
+    """The picture of a search of which all else is right."""
+    body, client = call.body, call.client
+    client.requests.check_search(
+        archive, limit=body.limit, retrieval=body.retrieval, where=body.where, with_picture=True
+    )
+    sent = body.image_url if isinstance(body.image_url, str) else body.image_url.url
+    return client.questions.store_picture(sent, archive, client.access.count_bytes(call.principal))
 
 
 def archive_object(summary: ArchiveSummary) -> ArchiveObject:
