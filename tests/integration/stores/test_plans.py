@@ -19,7 +19,8 @@ from ragllava.stores import roles
 from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, reindex_items, vectors
 from ragllava.stores.archives.reindex_items import ItemOutcome
 from ragllava.stores.database import make_engine
-from ragllava.stores.jobs import answers, refreshes
+from ragllava.stores.jobs import answers, refreshes, result_pages
+from ragllava.stores.jobs.result_pages import ResultQuery
 from ragllava.stores.learning import noisy
 from tests.support.plans import stop_autovacuum, visited_rows
 
@@ -185,6 +186,8 @@ STATEMENTS: dict[str, tuple[Work, int]] = {
     "logged reasons": (lambda c: noisy.logged_reasons(c, LARGE, range(SHARD)), FEW),
     "results": (lambda c: [next(answers.iterate_results(c, LARGE))], 60 * 500),
     "existing images": (lambda c: archive.existing_images(c, NEW_ARCHIVE, HASHES), FEW),
+    "images that share a name": (lambda c: archive.ambiguous_uris(c, range(SIZE, SIZE + SHARD)), FEW),
+    "a page of results": (lambda c: result_pages.find_rows(c, LARGE, ResultQuery(after=SIZE - 100)), FEW),
     "images of files": (lambda c: image_changes.images_at(c, NEW_ARCHIVE, URIS), FEW),
     "live content": (lambda c: blobs.make_live(c, HASHES), FEW),
     "images without a vector": (lambda c: vectors.unembedded_images(c, NEW_ARCHIVE), WHOLE),
