@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -228,7 +228,13 @@ def outside_transaction(engine: Engine) -> Iterator[Connection]:
             sessions.session_of(connection).most_silent_s = None
             for setting in ("statement_timeout", "lock_timeout"):
                 connection.execute(text(f"SET {setting} = 0"))
-            yield connection
+            try:
+                yield connection
+            finally:
+                # Postgres ends a session some moments after it was closed: too late for whoever wants a lock of it next
+                # and does not wait. Where the session is broken, its locks are gone.
+                with suppress(SQLAlchemyError):
+                    connection.execute(text("SELECT pg_advisory_unlock_all()"))
     except _OF_SERVICE as error:
         raise _unavailable(error) from error
 

@@ -16,6 +16,7 @@ import pytest
 from ragllava.client import Client
 from ragllava.settings import Settings
 from tests.conftest import environment_of
+from tests.support.processes import command_of
 from tests.support.waiting import wait_for
 
 READY_S = 180.0
@@ -71,7 +72,7 @@ class Cluster:
     def child(self, name: str) -> psutil.Process:
         """The process that runs the worker's tasks."""
         children = psutil.Process(self.processes[name].pid).children()
-        [runner] = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        [runner] = [child for child in children if "spawn_main" in " ".join(command_of(child))]
         return runner
 
     def log(self, name: str) -> str:

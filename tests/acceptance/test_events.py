@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import random
@@ -21,6 +20,7 @@ from ragllava.postcards.archive import KnownQuestion, draw_archive
 from ragllava.postcards.drawing import draw_postcard
 from ragllava.postcards.postcard import Postcard
 from tests.support.foreign_bucket import Bucket, make_bucket
+from tests.support.processes import command_of
 from tests.support.terminal import Terminal, running_system, terminal
 from tests.support.waiting import wait_for
 
@@ -64,9 +64,8 @@ def upload(bucket: Bucket, card: Postcard, color: str | None = None) -> None:
 def receiver(shell: Terminal) -> psutil.Process | None:
     """The receiver's process, None while there is none."""
     for found in shell.processes():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "receiver" in found.cmdline():
-                return found
+        if "receiver" in command_of(found):
+            return found
     return None
 
 

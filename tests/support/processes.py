@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,6 +19,13 @@ def start_program(program: str, *arguments: object) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """The words that started a process; none of one that has ended."""
+    with suppress(psutil.NoSuchProcess):  # a zombie is such a process, too
+        return list(process.cmdline())
+    return []
 
 
 def kill(process: subprocess.Popen[str]) -> None:

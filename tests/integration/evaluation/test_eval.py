@@ -173,9 +173,9 @@ def test_wrong_evidence_is_shown_as_asked(bench: Workbench, monkeypatch: pytest.
     shown: dict[str, Sequence[Sequence[str]]] = {}
     ask = Answerer.answers
 
-    def noting(self: Answerer, label: str, evidence: Sequence[Sequence[object]]) -> object:
+    def noting(self: Answerer, label: str, evidence: Sequence[Sequence[object]], *candidates: Any) -> object:
         shown[label] = [[image.source for image in row] for row in evidence]  # type: ignore[attr-defined]
-        return ask(self, label, evidence)  # type: ignore[arg-type]
+        return ask(self, label, evidence, *candidates)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Answerer, "answers", noting)
     found = evaluate(dataset, None, bench, RunOptions(seed=3, noise=(0.5,)))
@@ -207,9 +207,9 @@ def test_rows_of_the_papers_set_up(bench: Workbench, monkeypatch: pytest.MonkeyP
 
     ask = Answerer.answers
 
-    def labelled(self: Answerer, label: str, evidence: Any) -> Any:
+    def labelled(self: Answerer, label: str, evidence: Any, *candidates: Any) -> Any:
         label_now[0] = label
-        return ask(self, label, evidence)
+        return ask(self, label, evidence, *candidates)
 
     monkeypatch.setattr(Mllm, "render", noting)
     monkeypatch.setattr(Answerer, "answers", labelled)

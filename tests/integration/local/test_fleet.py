@@ -18,7 +18,7 @@ from ragllava.local import fleet as fleet_module
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, restart_delay_s
 from ragllava.local.home import Home
 from ragllava.local.processes import is_alive, processes_in
-from tests.support.processes import kill, start_program
+from tests.support.processes import command_of, kill, start_program
 from tests.support.waiting import wait_for
 
 
@@ -235,7 +235,7 @@ def test_orphans_are_ended_at_the_start(worker_home: Home) -> None:
 
 
 def watchdogs_of(home: Home) -> list[psutil.Process]:
-    return [process for process in processes_in(home.workers) if "ragllava.local.watchdog" in process.cmdline()]
+    return [process for process in processes_in(home.workers) if "ragllava.local.watchdog" in command_of(process)]
 
 
 def test_a_killed_watchdog_is_replaced(worker_home: Home) -> None:

@@ -37,7 +37,7 @@ from ragllava.local.secluded import why_not_secluded
 from ragllava.local.services import LocalServices, service_status
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.objects import ObjectStore
-from tests.support.processes import ROOT, kill, start_program
+from tests.support.processes import ROOT, command_of, kill, start_program
 from tests.support.waiting import wait_for
 
 
@@ -162,7 +162,7 @@ def test_services_are_closed_to_others(home: Path) -> None:
         assert len(listeners) == 1 or len(ports) > 1
 
         secrets = Home(home).load_secrets()
-        words = " ".join(word for process in processes for word in process.cmdline())
+        words = " ".join(word for process in processes for word in command_of(process))
         values = [getattr(secrets, name) for name in secrets.__slots__]
         assert len(set(values)) == len(values) == 8
         assert [value for value in values if value in words] == []

@@ -20,13 +20,14 @@ from ragllava.imaging.children import Child
 from ragllava.imaging.decode import DecodedImage, decode
 from ragllava.imaging.sandbox import DecoderPool
 from tests.support.picture_files import bomb_png, encoded, jpeg, quadrants
+from tests.support.processes import command_of
 from tests.support.waiting import wait_for
 
 GOOD = encoded(quadrants(), "PNG")
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "ragllava.imaging.decoding" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "ragllava.imaging.decoding" in command_of(child)]
 
 
 def decode_all(
