@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from ragllava.json_records import to_json
 from ragllava.lab.bench.jobs import OPTIONS, SAMPLE, sample_questions
 from ragllava.lab.bench.rows import BenchRow, timed
 from ragllava.lab.bench.workload import Workload
+from ragllava.local.processes import last_lines
 from ragllava.records import Question
 from ragllava.stages.answer.pipeline import answer_questions
 from ragllava.stages.answer.tools import AnswerTools, prepare
@@ -162,26 +164,31 @@ def _answer(tools: AnswerTools, text: str) -> float:
 
 @contextmanager
 def serving(home: str) -> Iterator[str]:
-    """`ragllava serve` in a process of its own, on a free port; its address. Raises RagllavaError if it does not come
-    up."""
+    """`ragllava serve` in a process of its own, on a free port; its address. Its lines go to a file in the home.
+
+    Raises RagllavaError if it does not come up.
+    """
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
         port = chosen.getsockname()[1]
     command = [sys.executable, "-m", "ragllava", "serve", "--port", str(port)]
-    server = subprocess.Popen(command, env=os.environ | {"RAGLLAVA_HOME": home})
+    log = Path(home) / "serve.log"
+    with log.open("ab") as lines:
+        server = subprocess.Popen(command, env=os.environ | {"RAGLLAVA_HOME": home}, stdout=lines, stderr=lines)
     try:
-        _wait_for(port, server)
+        if not _has_come_up(port, server):
+            raise RagllavaError(f"the server of the benchmark did not start: {last_lines(log)}")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(60)
 
 
-def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+def _has_come_up(port: int, server: subprocess.Popen[bytes]) -> bool:
     until = time.monotonic() + _START_S
     while time.monotonic() < until and server.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+                return True
         time.sleep(_PAUSE_S)
-    raise RagllavaError("the server of the benchmark did not start; the lines above say why")
+    return False
