@@ -64,7 +64,7 @@ def context() -> str | None:
 
 @contextmanager
 def request(name: str, traceparent: str | None) -> Iterator[None]:
-    """A span for what somebody asks for: in the trace of the caller, if the caller names one, else in a new one."""
+    """A span for a request: in the trace that the caller names, or in a new one."""
     if _provider is None:
         yield
         return

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# They concern the whole process and not one part; FetchNeeded is no fault at all.
+# They concern the whole process, not one part. FetchNeeded is not a fault.
 PASSED_ON = (DeviceLost, LeaseLost, ShardInterrupted, FetchNeeded)
 
 _MOST_TRANSIENT_S = 60.0  # between two attempts when a service may be back soon

@@ -44,7 +44,7 @@ class Lease:
     """The right to work on inputs [lo, hi) of a job until the lease runs out or the epoch grows.
 
     `archive_id` is 0, which no archive has, for a maintenance task that concerns all archives. `is_limited`: its job
-    has a deadline or a budget. `trace` is where its job was asked for (ragllava/tracing.py).
+    has a deadline or a budget; `has_budget`: a budget. `trace` is where its job was asked for (ragllava/tracing.py).
     """
 
     shard_id: int
@@ -59,6 +59,7 @@ class Lease:
     worker: str
     is_planned: bool = False
     is_limited: bool = False
+    has_budget: bool = False
     trace: str | None = None
 
 
@@ -98,6 +99,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             jobs.c.spec,
             jobs.c.trace,
             or_(jobs.c.deadline_at.is_not(None), jobs.c.max_gpu_s.is_not(None)).label("is_limited"),
+            jobs.c.max_gpu_s.is_not(None).label("has_budget"),
         )
     ).one_or_none()
     if row is None:
@@ -198,10 +200,10 @@ def note_busy(connection: Connection, lease: Lease, busy_s: float) -> None:
 def _spend(connection: Connection, lease: Lease, busy_s: float, ours: Sequence[ColumnElement[bool]]) -> None:
     """Add to what a job with a budget has used, if the shard's row will show it too. The job's row is locked before the
     shard's, and while it is locked, nobody takes the shard from its worker."""
-    if lease.is_limited and busy_s > 0:
+    if lease.has_budget and busy_s > 0:
         lock_job(connection, lease.job_id)  # in a statement of its own: the next one sees who took the shard before it
-        of_budget = (jobs.c.id == lease.job_id, jobs.c.max_gpu_s.is_not(None), exists().where(*ours))
-        connection.execute(update(jobs).where(*of_budget).values(busy_s=jobs.c.busy_s + busy_s))
+        spent = update(jobs).where(jobs.c.id == lease.job_id, exists().where(*ours))
+        connection.execute(spent.values(busy_s=jobs.c.busy_s + busy_s))
 
 
 def note_depth(connection: Connection, lease: Lease, candidates: int) -> None:
