@@ -222,8 +222,7 @@ def _announce(connection: Connection, blob: NewBlob) -> bool:
 
 
 def let_pictures_go(engine: Engine, objects: ObjectStore) -> int:
-    """Remove pictures that came to no question within their time, but what something else refers to; returns how many
-    callers' pictures were let go."""
+    """End the loans of pictures whose time is over, and remove what nothing else refers to; returns how many ended."""
     ended, unreferenced = in_transaction(engine, _end_loans)
     for sha256 in unreferenced:
         in_transaction(engine, blobs.delete_blob, sha256, objects.delete_content)
