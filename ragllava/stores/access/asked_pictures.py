@@ -1,8 +1,8 @@
 """Which pictures callers have stored by asking with them, each once for its caller: what a quota counts.
 
 A picture is lent for an hour when it is put into the store. With its first question it becomes the caller's own until
-the last job that asks with it is removed. A picture of a search, or of a question that was refused, is removed after the
-hour, and with it the bytes, if nothing else refers to them.
+the last job that asks with it is removed. A picture of a search, or of a question that was refused, is removed after
+the hour, and with it the bytes, if nothing else refers to them.
 """
 
 from __future__ import annotations
