@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 
+from ragllava.errors import Rejection, RejectionClass
+
 
 class JobKind(StrEnum):
     """The names of the kinds of job; jobs/kinds.py has the record of each."""
@@ -246,14 +248,14 @@ class SourceFile:
     `source` is the name shown to people: the path relative to what the user gave, `photos.zip/a.png` for a member.
     `uri` says where the bytes are: `file:///abs/path`, `zip:///abs/a.zip!member`, `tar:///abs/a.tar!member` or
     `s3://bucket/key`. `caption` and `metadata` are what is given beside the file; an empty caption says that it has
-    none any more; `pages` is what is said about single pages, if it is a document. `rejected` is set when the walk
-    itself refused the file.
+    none any more; `pages` is what is said about single pages, if it is a document. `rejected` says why the
+    listing itself refused the file.
     """
 
     source: str
     uri: str
     caption: str | None = None
-    rejected: str | None = None
+    rejected: Rejection | None = None
     metadata: dict[str, Any] | None = None
     pages: dict[int, PageCaption] | None = None
 
@@ -422,12 +424,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class FileOutcome:
-    """How one file of an ingest job ended; `reason` is a sentence for a person."""
+    """How one file of an ingest job ended; `reason` is a sentence for a person, `rejection_class` for the metrics."""
 
     file_no: int
     status: FileStatus
     reason: str | None = None
     image_id: int | None = None
+    rejection_class: RejectionClass | None = None
+
+    @classmethod
+    def of_rejected(cls, file_no: int, rejection: Rejection) -> FileOutcome:
+        """The outcome of a file that is rejected."""
+        return cls(file_no, FileStatus.REJECTED, rejection.reason, rejection_class=rejection.rejection_class)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, RejectionClass
 from ragllava.records import Origin, Question, Retrieval, Spelling
 from ragllava.stages.answer.splitting import MOST_BY_CAPTION
 from ragllava.stages.answer.tools import AnswerTools
@@ -106,7 +106,7 @@ def _embedded(questions: Sequence[Question], retriever: Retriever, tools: Answer
         for question in page:
             picture = decoded[str(question.picture)]
             if isinstance(picture, str):
-                raise ImageRejected(f"the picture of the question cannot be read: {picture}")
+                raise ImageRejected(RejectionClass.UNREADABLE, f"the picture of the question cannot be read: {picture}")
             pixels.append(retriever.prepare_image(picture))
         parts.append(retriever.embed_pixels(pixels, _PICTURES_AT_ONCE))
     return np.concatenate(parts)

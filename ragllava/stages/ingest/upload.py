@@ -45,7 +45,7 @@ def upload_files(
             contents: dict[str, bytes] = {}
             for number, data in chunk:
                 if isinstance(data, ImageRejected):
-                    uploaded[number] = replace(files[number], rejected=str(data))
+                    uploaded[number] = replace(files[number], rejected=data.rejection)
                 else:
                     hashes[number] = sha256 = hashlib.sha256(data).hexdigest()
                     contents[sha256] = data

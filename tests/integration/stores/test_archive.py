@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from ragllava.errors import BlobDeleted, UsageError
+from ragllava.errors import BlobDeleted, Rejection, RejectionClass, UsageError
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
 from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, vectors
 from ragllava.stores.archives.archive import NewImage, StoredRow
@@ -303,7 +303,7 @@ class TestFiles:
         job_id = new_job(connection, cards)
         sources = [
             SourceFile("a.png", "file:///a.png", "A tab\there, a line\nthere, a \\ and a \\N."),
-            SourceFile("b.png", "file:///b.png", rejected="it is a link out of the folder"),
+            SourceFile("b.png", "file:///b.png", rejected=Rejection(RejectionClass.UNREADABLE, "it is a link out")),
             SourceFile("c\udcff\x00.png", "file:///c%FF.png", ""),
             SourceFile("d.png", "file:///d.png"),
         ]

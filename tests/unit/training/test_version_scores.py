@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ragllava.errors import ImageRejected, LeaseLost, ObjectMissing, RagllavaError, ScoreRejected, ServiceUnavailable
+from ragllava.errors import (
+    ImageRejected,
+    LeaseLost,
+    ObjectMissing,
+    RagllavaError,
+    RejectionClass,
+    ScoreRejected,
+    ServiceUnavailable,
+)
 from ragllava.models.generator import AnswerRequest, GeneratedAnswer, Generator
 from ragllava.models.reranker import Pair, Relevance, Reranker
 from ragllava.records import Candidate, StoredImage
@@ -236,7 +244,7 @@ def gone(image: str, error: RagllavaError) -> Callable[[str], Image.Image]:
     return opened
 
 
-@pytest.mark.parametrize("error", [ImageRejected("broken"), ObjectMissing("no such key")])
+@pytest.mark.parametrize("error", [ImageRejected(RejectionClass.DAMAGED, "broken"), ObjectMissing("no such key")])
 def test_a_question_whose_picture_is_gone_counts_zero_and_stays(error: RagllavaError) -> None:
     others = [question("Which?"), question("Where?"), question("Who?")]
     bad = question("Gone?", relevant=(80, 33), answer="33")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragllava.errors import ImageRejected, ObjectMissing, ServiceUnavailable, UsageError
+from ragllava.errors import ImageRejected, ObjectMissing, RejectionClass, ServiceUnavailable, UsageError
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.records import SourceFile
 from ragllava.stages.ingest import packed
@@ -148,7 +148,8 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         assert files == {"b.png": None, "locked/a.png": None}  # root may read anything
     else:
-        assert files == {"b.png": None, "locked": "the folder: it cannot be read: permission denied"}
+        reason = "the folder: it cannot be read: permission denied"
+        assert files == {"b.png": None, "locked": (RejectionClass.UNREADABLE, reason)}
 
 
 def test_sidecars_give_captions_and_a_caption_file_wins(tmp_path: Path) -> None:
