@@ -24,8 +24,8 @@ from ragllava.cli.progress_lines import Bars, duration, progress_lines
 from ragllava.cli.terminal import echo, make_console
 from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView, is_success
 from ragllava.client.reporting import limit_lines, refresh_line
-from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import KINDS, kind_of
+from ragllava.jobs.views import JobView
 from ragllava.records import JobKind, ReindexStatus
 
 

@@ -34,10 +34,10 @@ from ragllava.client.requests import Document, Requests
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
 from ragllava.client.webhooks import Webhooks
-from ragllava.jobs.control import JobView
 from ragllava.jobs.figures import Metric, Reading
 from ragllava.jobs.queues import QueueView
 from ragllava.jobs.states import JobState
+from ragllava.jobs.views import JobView
 from ragllava.records import (
     AnswerOptions,
     Depth,

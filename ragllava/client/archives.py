@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from ragllava.client.connections import Connections, Namespace, forwarded, listed_paths
 from ragllava.client.removals import remover
 from ragllava.errors import Conflict, UsageError
-from ragllava.jobs import control
+from ragllava.jobs import views
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
 from ragllava.settings import read_services
 from ragllava.stages.answer.cautions import open_ingests, strange_pictures
@@ -364,7 +364,7 @@ def _cautions(connection: Connection, name: str) -> list[str]:
     archive = get_archive(connection, name)
     cautions = []
     for job_id in open_ingests(connection, archive.archive_id):
-        progress = control.view(connection, job_id).progress
+        progress = views.view(connection, job_id).progress
         cautions.append(
             f"job {job_id} still adds pictures to {name} ({progress.done} of {progress.total} files are done), and "
             "answers miss those that are not there yet; `ragllava submit` waits for them with --after-ingest"

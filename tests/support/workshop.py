@@ -11,10 +11,10 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from ragllava.jobs.control import JobView
 from ragllava.jobs.deadlines import NO_LIMITS, JobLimits
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext, run_shard
+from ragllava.jobs.views import JobView
 from ragllava.models.bundle import ModelBundle
 from ragllava.records import AnswerOptions, Depth, Retrieval, SourceFile
 from ragllava.settings import Settings

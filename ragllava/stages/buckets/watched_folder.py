@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ImageRejected
-from ragllava.jobs import control
+from ragllava.jobs import views
 from ragllava.records import SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.ingest.captions import Columns, read_captions
@@ -195,4 +195,4 @@ def _file_hash(image: ArchiveImage) -> str:
 
 
 def _unfinished(connection: Connection, job_ids: Iterable[int]) -> set[int]:
-    return {job_id for job_id in job_ids if not control.view(connection, job_id).is_final}
+    return {job_id for job_id in job_ids if not views.view(connection, job_id).is_final}

@@ -16,7 +16,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import UsageError
-from ragllava.jobs import control
+from ragllava.jobs import views
 from ragllava.jobs.isolation import Isolation
 from ragllava.records import JobKind
 from ragllava.stages.results.finalize import publish_result, result_lock
@@ -214,7 +214,7 @@ def _clean_answers(connection: Connection, erasure_id: int, job_id: int, first: 
 def _training_folder(connection: Connection, job_id: int) -> str | None:
     """The folder of a training that is still there."""
     try:
-        job = control.view(connection, job_id)
+        job = views.view(connection, job_id)
     except UsageError:
         return None
     return trainings.folder_of(job_id, job.created_at) if job.kind == JobKind.TRAIN else None

@@ -18,9 +18,9 @@ from ragllava.errors import (
     ShardInterrupted,
 )
 from ragllava.jobs import control
-from ragllava.jobs.control import JobView
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
+from ragllava.jobs.views import JobView
 from ragllava.records import SourceFile
 from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.resources import Resources

@@ -18,9 +18,10 @@ from sqlalchemy import Engine, text
 from ragllava.client import Client, SavedResults
 from ragllava.errors import LineError, ServiceUnavailable, UsageError
 from ragllava.jobs import control, queue
-from ragllava.jobs.control import JobView, NewJob
+from ragllava.jobs.control import NewJob
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
+from ragllava.jobs.views import JobView
 from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role, SourceFile, TaskName
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
