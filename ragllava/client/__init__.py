@@ -34,6 +34,7 @@ from ragllava.client.requests import Document, Requests
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
 from ragllava.client.webhooks import Webhooks
+from ragllava.feedback import NoisyReason, NoisyState, Verdict
 from ragllava.jobs.figures import Metric, Reading
 from ragllava.jobs.queues import QueueView
 from ragllava.jobs.states import JobState
@@ -43,15 +44,12 @@ from ragllava.records import (
     Depth,
     FoundImage,
     JobKind,
-    NoisyReason,
-    NoisyState,
     Priority,
     Retrieval,
     Role,
     ScheduleAction,
     Selection,
     TaskName,
-    Verdict,
 )
 from ragllava.settings import Settings
 from ragllava.stages.answer.estimating import Estimate, EstimateOutcome

@@ -17,8 +17,9 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import ImageRejected, JobRefused
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
 from ragllava.jobs.inline import run_job
-from ragllava.records import SourceFile, StoredImage
+from ragllava.records import StoredImage
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources

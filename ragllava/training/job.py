@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing, ScoreRejected, UsageError
+from ragllava.feedback import NoisyReason
 from ragllava.jobs import views
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import digest
 from ragllava.models.profiles import get_profile
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
-from ragllava.records import NoisyReason, Role
+from ragllava.records import Role
 from ragllava.stages.champions import publish_adapter
 from ragllava.stages.maintenance.gc import GRACE_S
 from ragllava.stages.resources import Resources

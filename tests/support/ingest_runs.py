@@ -14,7 +14,8 @@ from PIL import Image
 from sqlalchemy import text
 
 from ragllava.jobs.runner import ShardContext
-from ragllava.records import JobKind, SourceFile
+from ragllava.records import JobKind
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources

@@ -11,7 +11,8 @@ from sqlalchemy import text
 from ragllava.jobs import views
 from ragllava.jobs.views import JobView
 from ragllava.models.profiles import RetrieverSource
-from ragllava.records import GapReason, Selection, SourceFile
+from ragllava.records import GapReason, Selection
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.reindex.gaps import find_gaps
 from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit_switch

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 
 from sqlalchemy import Connection
 
-from ragllava.records import SourceFile
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.buckets.object_captions import (
     CaptionFiles,
     captions_for,

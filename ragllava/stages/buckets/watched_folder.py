@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ImageRejected
 from ragllava.jobs import views
-from ragllava.records import SourceFile
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.captions import Columns, read_captions
 from ragllava.stages.ingest.files import open_regular
 from ragllava.stages.ingest.sources import list_sources

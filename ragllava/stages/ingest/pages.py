@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ragllava.errors import ImageRejected
 from ragllava.imaging.sandbox import DecoderPool
-from ragllava.records import FileOutcome, FileStatus, said_about_page
+from ragllava.source_files import FileOutcome, FileStatus, said_about_page
 from ragllava.stages.ingest.reading import ReadFile
 from ragllava.stores.archives.archive import PAGE_MARK
 from ragllava.stores.archives.ingest_files import PendingFile

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragllava.errors import ImageRejected, Rejection, RejectionClass, UsageError
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.captions import NOTHING, Captions, Description, first_description, read_beside
 from ragllava.stages.ingest.files import (
     PackedScheme,

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from ragllava.errors import ArchiveChanged, ImageRejected, IndexUnusable, JobRefused, Rejection, ScoreRejected
 from ragllava.jobs.runner import ShardContext
 from ragllava.metadata import Metadata
-from ragllava.records import FileOutcome, FileStatus
+from ragllava.source_files import FileOutcome, FileStatus
 from ragllava.stages.ingest.embedding import PreparedImage, in_steps, one_ahead, one_behind, prepare_for
 from ragllava.stages.ingest.pages import DocumentOutcomes, Part, PartContent, split_pages
 from ragllava.stages.ingest.reading import read_sources

@@ -14,7 +14,7 @@ from dataclasses import replace
 from sqlalchemy import Engine
 
 from ragllava.errors import ImageRejected, ObjectMissing
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.reading import ReadFile, read_sources
 from ragllava.stores.archives import blobs
 from ragllava.stores.archives.blobs import NewBlob

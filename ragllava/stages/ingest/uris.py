@@ -1,4 +1,4 @@
-"""The uris of files: `file://`, `zip://`, `tar://` and `s3://` (records.SourceFile.uri).
+"""The uris of files: `file://`, `zip://`, `tar://` and `s3://` (source_files.SourceFile.uri).
 
 Paths and member names are percent-encoded byte by byte, so that the database can store names in any encoding. The `!`
 between a packed file and its member is unambiguous, because it is encoded in both of them.

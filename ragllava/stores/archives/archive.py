@@ -17,7 +17,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import NotFound, UsageError
 from ragllava.metadata import Metadata, all_metadata, clean_caption
-from ragllava.records import FileStatus, StoredImage
+from ragllava.records import StoredImage
+from ragllava.source_files import FileStatus
 from ragllava.stores.archives import blobs, vectors, word_index
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import equals_any, given, record, records

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, select, text, update
 from ragllava.errors import RejectionClass
 from ragllava.json_records import to_json
 from ragllava.metadata import Metadata
-from ragllava.records import FileOutcome, FileStatus, JobKind, PageCaption, SourceFile
+from ragllava.records import JobKind
+from ragllava.source_files import FileOutcome, FileStatus, PageCaption, SourceFile
 from ragllava.stores.database import copy_rows, given, records
 from ragllava.stores.maintenance import totals
 from ragllava.stores.schema import OUTCOMES_TO_SHOW

@@ -14,8 +14,9 @@ from ragllava.errors import Rejection, RejectionClass
 from ragllava.jobs import control, figures
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.figures import METRICS
-from ragllava.records import FileOutcome, FileStatus, GapReason, JobKind, SourceFile
+from ragllava.records import GapReason, JobKind
 from ragllava.settings import Settings
+from ragllava.source_files import FileOutcome, FileStatus, SourceFile
 from ragllava.stores.access.tenancy import Scope, acting
 from ragllava.stores.archives import archive, ingest_files
 from ragllava.stores.database import in_transaction, make_engine

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from ragllava.errors import BlobDeleted, Rejection, RejectionClass, UsageError
-from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
+from ragllava.records import StoredImage
+from ragllava.source_files import FileOutcome, FileStatus, SourceFile
 from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, vectors
 from ragllava.stores.archives.archive import NewImage, StoredRow
 from ragllava.stores.archives.blobs import NewBlob

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import Connection, Engine, select, text
 
+from ragllava.feedback import NoisyState, Verdict
 from ragllava.jobs import queue
-from ragllava.records import NoisyState, Verdict
 from ragllava.settings import Settings
 from ragllava.stages.feedback.files import Dismissal, FeedbackFile, FeedbackLine
 from ragllava.stages.feedback.labels import store_feedback

@@ -13,8 +13,9 @@ from sqlalchemy import Connection, Engine, make_url, text
 
 from ragllava.jobs import closing, views
 from ragllava.jobs.kinds import KINDS
-from ragllava.records import FileOutcome, FileStatus, JobKind, ReindexStatus
+from ragllava.records import JobKind, ReindexStatus
 from ragllava.settings import Settings
+from ragllava.source_files import FileOutcome, FileStatus
 from ragllava.stores import roles
 from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, reindex_items, vectors
 from ragllava.stores.archives.reindex_items import ItemOutcome

@@ -21,10 +21,11 @@ from sqlalchemy import Connection
 from ragllava.cli.main import cli
 from ragllava.client.learning.previews import changed_examples
 from ragllava.errors import LeaseLost, ServiceUnavailable, SettingsError, ShardInterrupted, UsageError
+from ragllava.feedback import NoisyReason
 from ragllava.jobs import control, views
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
-from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
+from ragllava.records import JobKind, Role, TrainingStatus
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.jobs import workers

@@ -13,7 +13,7 @@ import pytest
 from ragllava.errors import ImageRejected
 from ragllava.imaging.decode import DecodedImage
 from ragllava.imaging.sandbox import DecoderPool
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.reading import read_sources
 from ragllava.stages.ingest.sources import list_sources
 from tests.support.bad_files import build_corpus

@@ -15,21 +15,13 @@ from pyarrow import parquet
 from sqlalchemy import select
 
 from ragllava.client import Client
+from ragllava.feedback import NoisyReason
 from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.postcards.archive import KnownQuestion, draw_archive
 from ragllava.postcards.questions import QuestionStyle
-from ragllava.records import (
-    AnswerStatus,
-    Candidate,
-    Depth,
-    NoisyReason,
-    Origin,
-    Retrieval,
-    SourceFile,
-    by_relevance,
-    by_retrieval,
-)
+from ragllava.records import AnswerStatus, Candidate, Depth, Origin, Retrieval, by_relevance, by_retrieval
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores import schema

@@ -19,8 +19,9 @@ from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
-from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Retrieval, SourceFile
+from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Retrieval
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import (
     Submission,

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import func, select, text
 
 from ragllava.errors import UsageError
+from ragllava.feedback import Label, NoisyReason, Verdict
 from ragllava.jobs import views
-from ragllava.records import Label, NoisyReason, Role, Verdict
+from ragllava.records import Role
 from ragllava.stages.erasing.remove import Remover, rename_archive
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive

@@ -14,7 +14,9 @@ from sqlalchemy import func, select, text
 
 from ragllava.client import Client
 from ragllava.errors import UsageError
-from ragllava.records import AnswerOptions, Label, NoisyReason, SourceFile, TaskName, Verdict
+from ragllava.feedback import Label, NoisyReason, Verdict
+from ragllava.records import AnswerOptions, TaskName
+from ragllava.source_files import SourceFile
 from ragllava.stages.buckets import sync
 from ragllava.stages.buckets.binding import bind_archive
 from ragllava.stages.buckets.sync import ScanReport

@@ -10,7 +10,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from ragllava.jobs.views import JobView
-from ragllava.records import FileOutcome, FileStatus
+from ragllava.source_files import FileOutcome, FileStatus
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.ingest.pages import DocumentOutcomes, Part

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ragllava.client import Client
 from ragllava.errors import RejectionClass
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stores.objects import MAX_KEY_BYTES
 from tests.support.picture_files import encoded, quadrants, raw_png

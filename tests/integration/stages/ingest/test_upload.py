@@ -14,8 +14,8 @@ from sqlalchemy import Engine, text
 
 from ragllava.client import Client
 from ragllava.errors import RejectionClass
-from ragllava.records import SourceFile
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest import upload
 from ragllava.stages.ingest.reading import OpenObject, ReadFile, read_sources
 from ragllava.stages.ingest.sources import list_sources

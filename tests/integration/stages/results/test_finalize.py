@@ -22,8 +22,9 @@ from ragllava.jobs.control import NewJob
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.jobs.views import JobView
-from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role, SourceFile, TaskName
+from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role, TaskName
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.ingest.submit import submit_files

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ragllava.errors import ImageRejected, ObjectMissing, RejectionClass, ServiceUnavailable, UsageError
 from ragllava.imaging.decode import MAX_BYTES
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest import packed
 from ragllava.stages.ingest.captions import Captions
 from ragllava.stages.ingest.files import is_offered, leads_out, open_regular
