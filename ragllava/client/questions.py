@@ -43,8 +43,9 @@ from ragllava.stages.record_files.opening import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import ResultPage, result_page, result_rows
 from ragllava.stages.results.kept import fetch_or_make
+from ragllava.stages.results.output_files import require_same_job
 from ragllava.stages.results.report import MAX_CARDS, page_paths, require_own_report, write_report
-from ragllava.stages.results.results import ResultRow, require_same_job, write_errors, write_results
+from ragllava.stages.results.results import ResultRow, write_errors, write_results
 from ragllava.stores.database import read_at_once
 from ragllava.stores.jobs.earlier_answers import comparable_jobs
 from ragllava.stores.jobs.result_pages import ResultQuery, failures_by_code

@@ -25,7 +25,7 @@ from ragllava.stages.feedback.labels import (
     store_feedback,
     view_question,
 )
-from ragllava.stages.results.results import output_file
+from ragllava.stages.results.output_files import output_file
 from ragllava.stores.learning import noisy
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.objects import content_key
