@@ -24,7 +24,8 @@ from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import create_ingest
 from ragllava.stages.ingest.uris import file_uri, parse_uri
 from ragllava.stores.archives import archive, image_changes
-from ragllava.stores.archives.archive import ArchiveImage, document_of, page_of
+from ragllava.stores.archives.archive import document_of, page_of
+from ragllava.stores.archives.descriptions import ArchiveImage
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
 from ragllava.stores.buckets import held_removals
 from ragllava.stores.database import in_transaction

@@ -26,8 +26,9 @@ from ragllava.stages.ingest.pages import DocumentOutcomes, Part, PartContent, sp
 from ragllava.stages.ingest.reading import read_sources
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, vectors, word_index
-from ragllava.stores.archives.archive import ArchiveImage, NewImage, StoredRow
+from ragllava.stores.archives.archive import StoredRow
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import ArchiveImage, NewImage
 from ragllava.stores.archives.ingest_files import PendingFile
 from ragllava.stores.archives.vectors import IndexView, Vectors
 from ragllava.stores.objects import content_key

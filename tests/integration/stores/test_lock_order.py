@@ -15,8 +15,8 @@ from ragllava.settings import Settings
 from ragllava.stages.feedback.files import Dismissal, FeedbackFile, FeedbackLine
 from ragllava.stages.feedback.labels import store_feedback
 from ragllava.stores.archives import archive, image_changes
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob, announce_blobs
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.buckets import bindings, change_events
 from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.buckets.change_events import ChangeEvent
