@@ -25,7 +25,8 @@ from ragllava.stores.learning.registry import ModelVersion
 from ragllava.training.data.datasets import DatasetOptions
 from ragllava.training.data.snapshot import Snapshot, SnapshotRules, collect
 from ragllava.training.finetune.presets import ChosenSettings, accumulation_steps, choose_settings
-from ragllava.training.gate import ANSWER_SPREAD, GAIN_SPREAD, PRIMARY_SHARES, GateRules, named_groups, provable_gain
+from ragllava.training.gate import ANSWER_SPREAD, GAIN_SPREAD, PRIMARY_SHARES, named_groups, provable_gain
+from ragllava.training.gate_report import GateRules
 from ragllava.training.unseen import leave_out_known
 
 _PRESET_OF_PROFILE = {"mini": "mini", "paper": "llava-1.5-13b"}

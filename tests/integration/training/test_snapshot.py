@@ -40,7 +40,7 @@ from ragllava.training.data.snapshot import (
     read_snapshot,
     write_snapshot,
 )
-from ragllava.training.gate import GateReport, GateRules
+from ragllava.training.gate_report import GateReport, GateRules
 from ragllava.training.remote import upload_folder
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
 from tests.support.run_command import Run
