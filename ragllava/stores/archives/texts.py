@@ -21,7 +21,7 @@ import numpy as np
 from pgvector import HalfVector
 from sqlalchemy import Connection
 
-from ragllava.stores.archives import vectors
+from ragllava.stores.archives import vector_search, vectors
 from ragllava.stores.archives.filtering import FilterSql
 from ragllava.stores.archives.spellings import known_words, meant_words
 from ragllava.stores.archives.vectors import IndexView, Vectors, partition
@@ -202,7 +202,7 @@ def _search(
     average = words.counts.get(LENGTH, 0) / 10 / max(1, words.images)
     hits: list[list[WordHit]] = []
     with vectors.searching(index):
-        few = vectors.few_images(connection, index, wanted.filter) if wanted.filter else None
+        few = vector_search.few_images(connection, index, wanted.filter) if wanted.filter else None
         for start in range(0, len(questions), _QUESTIONS_PER_STATEMENT):
             part = slice(start, start + _QUESTIONS_PER_STATEMENT)
             of_part = None if queries is None else queries[part]

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, text, update
 
 from ragllava.errors import IndexGone, IndexUnusable
-from ragllava.stores.archives import indexes, spellings, texts, vectors, word_index
+from ragllava.stores.archives import indexes, spellings, texts, vector_search, vectors, word_index
 from ragllava.stores.archives.filtering import FilterSql
 from ragllava.stores.archives.texts import AskedWords, MatchedWord
 from ragllava.stores.schema import images
@@ -146,7 +146,7 @@ class TestScope:
         ids = shelf.add(*["harlow barn"] * 50, *["the barn"] * 150)
         monkeypatch.setattr(texts, "CANDIDATES", 4)
         for kept, most in itertools.product((ids[199:], ids[49:51], ids[::3], ids, []), (10_000, 1)):
-            monkeypatch.setattr(vectors, "FILTERED_EXACT_ROWS", most)
+            monkeypatch.setattr(vector_search, "FILTERED_EXACT_ROWS", most)
             condition = FilterSql("i.id = ANY(%(kept)s)", {"kept": kept})
             [hits] = texts.search(shelf.connection, shelf.index, asked("the harlow barn"), 20, filter=condition)
             assert {hit.image_id for hit in hits} <= set(kept)
@@ -156,7 +156,7 @@ class TestScope:
         ids = shelf.add("harlow barn", "harlow tower")
         queries = shelf.draw(2)
         [first, second] = texts.search(shelf.connection, shelf.index, asked("harlow", "tower"), 5, queries)
-        nearest = vectors.search(shelf.connection, shelf.index, queries, 5)
+        nearest = vector_search.search(shelf.connection, shelf.index, queries, 5)
         for hits, expected in zip((first, second), nearest, strict=True):
             cosines = {hit.image_id: hit.retrieval_score for hit in expected}
             assert {hit.image_id: hit.retrieval_score for hit in hits} == {
