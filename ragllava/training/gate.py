@@ -37,7 +37,7 @@ _FAR_ABOVE = 4  # times what is enough: flips would not come down to it
 
 
 class VersionScores(Protocol):
-    """The scores of one version, which training/version_scores.py makes."""
+    """The scores of one version, which training/scoring.py makes."""
 
     @property
     def version(self) -> str:

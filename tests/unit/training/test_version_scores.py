@@ -33,16 +33,14 @@ from ragllava.training.contest import leave_out_doubtful
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
 from ragllava.training.gate import SOFTENED, WITH_CAPTIONS, decide
+from ragllava.training.scoring import EvaluationOptions, evaluate_generator, evaluate_reranker
 from ragllava.training.version_scores import (
     LABELLED_IMAGES,
     UNLABELLED,
     WITHOUT_CAPTIONS,
     WRONG_IMAGE,
-    EvaluationOptions,
     GeneratorScores,
     RerankerScores,
-    evaluate_generator,
-    evaluate_reranker,
 )
 from tests.support.tiny_checkpoints import load_family, noise_pictures
 
