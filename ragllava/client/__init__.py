@@ -67,7 +67,7 @@ from ragllava.stages.batches.bodies import (
     response_usage,
 )
 from ragllava.stages.batches.submit import MODEL, archive_named, options_of
-from ragllava.stages.buckets.sync import ScanReport
+from ragllava.stages.buckets.scanning import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback

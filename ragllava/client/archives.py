@@ -20,7 +20,7 @@ from ragllava.settings import read_services
 from ragllava.stages.answer.cautions import open_ingests, strange_pictures
 from ragllava.stages.buckets import one_off
 from ragllava.stages.buckets.binding import bind_archive, read_address, require_open_to_api, unbind_archive
-from ragllava.stages.buckets.sync import ScanReport, scan
+from ragllava.stages.buckets.scanning import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
 from ragllava.stages.erasing.remove import Removal, rename_archive
 from ragllava.stages.ingest.captions import Captions, Columns, read_captions
