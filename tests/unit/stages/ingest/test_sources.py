@@ -14,7 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragllava.errors import ImageRejected, ObjectMissing, RejectionClass, ServiceUnavailable, UsageError
+from ragllava.errors import (
+    ImageRejected,
+    ObjectMissing,
+    ObjectTooLarge,
+    RejectionClass,
+    ServiceUnavailable,
+    UsageError,
+)
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.source_files import SourceFile
 from ragllava.stages.ingest import packed
@@ -222,16 +229,20 @@ def test_objects_are_read_through_the_store() -> None:
     def open_object(bucket: str, key: str) -> bytes:
         if key == "down":
             raise ServiceUnavailable("the store does not answer")
+        if key == "large":
+            raise ObjectTooLarge("in other words")
         try:
             return store[bucket, key]
         except KeyError:
             raise ObjectMissing(key) from None
 
-    files = [(5, "s3://bucket/a%20b/%C3%BC%21.png"), (6, "s3://bucket/missing.png")]
-    (picture, missing) = read_sources(files, open_object)
+    files = [(5, "s3://bucket/a%20b/%C3%BC%21.png"), (6, "s3://bucket/missing.png"), (7, "s3://bucket/large")]
+    (picture, missing, large) = read_sources(files, open_object)
     assert picture == (5, b"pixels")
     assert missing[0] == 6
     assert "disappeared" in str(missing[1])
+    assert isinstance(large[1], ImageRejected)
+    assert large[1].rejection == (RejectionClass.TOO_LARGE, "in other words")
     with pytest.raises(ServiceUnavailable):
         list(read_sources([(7, "s3://bucket/down")], open_object))
 
