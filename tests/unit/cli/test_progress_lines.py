@@ -6,6 +6,7 @@ import io
 import threading
 
 import pytest
+from rich.progress import TaskID
 
 from ragllava.cli import progress, progress_lines
 from ragllava.cli.progress_lines import EVERY_S, QUIET_S, ProgressLines
@@ -27,7 +28,7 @@ class Watched:
         if task is None:
             self.lines.look()
         else:
-            self.lines.update(progress_lines.TaskID(task), **changes)
+            self.lines.update(TaskID(task), **changes)
         return list(self.printed)
 
 
