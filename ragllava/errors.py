@@ -8,6 +8,8 @@ unchanged.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
 
 
 class RagllavaError(Exception):
@@ -83,12 +85,40 @@ class ObjectRefused(UsageError):
     """The object store never accepts this request: a key that is too long, a name that S3 does not allow."""
 
 
+class ObjectTooLarge(UsageError):
+    """An object of a foreign bucket has more bytes than are read."""
+
+
 class ObjectCorrupt(RagllavaError):
     """The bytes under a content key do not have the hash in the key."""
 
 
+class RejectionClass(StrEnum):
+    """What is the matter with a file that is rejected: the label of a metric."""
+
+    DAMAGED = "damaged"
+    TOO_LARGE = "too_large"  # bytes, pixels, pages, or what decoding it takes
+    NO_PICTURE = "no_picture"
+    UNSUPPORTED = "unsupported"  # a format or a packing that is not read, or that is encrypted
+    UNREADABLE = "unreadable"  # missing, forbidden, or no regular file
+    PACKED = "packed"  # a member that a zip or tar file should not have
+    OTHER = "other"  # what the object store refuses
+
+
+class Rejection(NamedTuple):
+    """Why a file is rejected: its class, and one sentence for the user."""
+
+    rejection_class: RejectionClass
+    reason: str
+
+
 class ImageRejected(RagllavaError):
     """The bytes are not an accepted picture; the message is the reason shown to the user."""
+
+    def __init__(self, rejection_class: RejectionClass, reason: str) -> None:
+        """Whoever finds the fault names its class: the reason may be put in other words at any time."""
+        super().__init__(reason)
+        self.rejection = Rejection(rejection_class, reason)
 
 
 class DecoderUnavailable(RagllavaError):

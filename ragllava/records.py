@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -56,17 +56,6 @@ class Change(StrEnum):
     THRESHOLD = "threshold"
     DEPTH = "depth"  # a limit of the earlier job cut the candidates that were reranked
     UNKNOWN = "unknown"  # the earlier job has no answer, or did not store what it was made from
-
-
-class FileStatus(StrEnum):
-    """How a file of an ingest job ended."""
-
-    STORED = "stored"
-    DUPLICATE = "duplicate"  # the archive holds the same bytes already
-    UPDATED = "updated"  # so it does, and the caption or the metadata of the picture are others now
-    REJECTED = "rejected"
-    DEAD = "dead"
-    CANCELLED = "cancelled"
 
 
 class TrainingStatus(StrEnum):
@@ -159,33 +148,6 @@ class ScheduleAction(StrEnum):
     REINDEX = "reindex"
 
 
-class Verdict(StrEnum):
-    """What was said about an answer."""
-
-    RIGHT = "right"
-    WRONG = "wrong"
-
-
-class NoisyReason(StrEnum):
-    """Why a question is a noisy case."""
-
-    NEAR_THRESHOLD = "near_threshold"  # a candidate's relevance is close to η
-    RANKS_DISAGREE = "ranks_disagree"  # the best by relevance has a low retrieval rank
-    NO_EVIDENCE = "no_evidence"  # every candidate was dropped
-    FRAGILE_ANSWER = "fragile_answer"  # another answer without the least relevant of the kept images
-    LOW_CONFIDENCE = "low_confidence"  # the answer's tokens were unlikely
-    SAID_WRONG = "said_wrong"  # by a person or a gold label
-    UNLABELLED_RELEVANT = "unlabelled_relevant"  # an image without a label looks relevant: label it before a training
-
-
-class NoisyState(StrEnum):
-    """What became of a noisy case."""
-
-    OPEN = "open"
-    LABELLED = "labelled"
-    DISMISSED = "dismissed"
-
-
 class FileFormat(StrEnum):
     """Tables of rows that we read (questions) and write (results)."""
 
@@ -224,49 +186,6 @@ class Role(StrEnum):
 
     RERANKER = "reranker"
     GENERATOR = "generator"
-
-
-@dataclass(frozen=True, slots=True)
-class PageCaption:
-    """What is said about one page of a document. `caption` None: nothing; empty: that it has none."""
-
-    caption: str | None = None
-    metadata: dict[str, Any] | None = None
-
-    def over(self, caption: str | None, metadata: dict[str, Any] | None) -> PageCaption:
-        """This over what is said about the whole document."""
-        own = self.caption if self.caption is not None else caption
-        return PageCaption(own, (metadata or {}) | (self.metadata or {}) or None)
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One file offered to an archive, before anybody has looked inside.
-
-    `source` is the name shown to people: the path relative to what the user gave, `photos.zip/a.png` for a member.
-    `uri` says where the bytes are: `file:///abs/path`, `zip:///abs/a.zip!member`, `tar:///abs/a.tar!member` or
-    `s3://bucket/key`. `caption` and `metadata` are what is given beside the file; an empty caption says that it has
-    none any more; `pages` is what is said about single pages, if it is a document. `rejected` is set when the walk
-    itself refused the file.
-    """
-
-    source: str
-    uri: str
-    caption: str | None = None
-    rejected: str | None = None
-    metadata: dict[str, Any] | None = None
-    pages: dict[int, PageCaption] | None = None
-
-    def said_about(self, page: int) -> PageCaption:
-        """What is given beside the file about a page; 0: it is no document, but a picture."""
-        return said_about_page(page, self.caption, self.metadata, self.pages)
-
-
-def said_about_page(
-    page: int, caption: str | None, metadata: dict[str, Any] | None, pages: Mapping[int, PageCaption] | None
-) -> PageCaption:
-    """What is said about a page, over what is said about its document. A picture is its own first page."""
-    return (pages or {}).get(page or 1, PageCaption()).over(caption, metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,52 +337,6 @@ class Answer:
     changes: tuple[Change, ...] | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FileOutcome:
-    """How one file of an ingest job ended; `reason` is a sentence for a person."""
-
-    file_no: int
-    status: FileStatus
-    reason: str | None = None
-    image_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NoisyCase:
-    """A logged question that looks wrong. `details` has a sentence or figures for each reason, by its name."""
-
-    question_no: int
-    reasons: tuple[NoisyReason, ...]
-    details: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """What was said about the answer to one question. Images are ids of the archive's.
-
-    `answer` is the right one, None if it was not said; `source` is `person` or `gold`. `reviewer` is who gave it; two
-    labels that differ in nothing else are equal.
-    """
-
-    job_id: int
-    question_no: int
-    verdict: Verdict
-    answer: str | None
-    relevant: tuple[int, ...]
-    irrelevant: tuple[int, ...]
-    source: str
-    reviewer: str | None = field(default=None, compare=False)
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """The question's address: job and number."""
-        return self.job_id, self.question_no
-
-    def says_the_same(self, other: Label | None) -> bool:
-        """Whether there is another label and it differs in nothing, unless in who says so."""
-        return other is not None and replace(other, source=self.source) == self
 
 
 @dataclass(frozen=True, slots=True)

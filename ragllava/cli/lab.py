@@ -188,12 +188,17 @@ def simulate_gate(
     *, questions: int, pictures: int, systems: int, tries: int, noise: float, seed: int, as_json: bool
 ) -> None:
     """Measure how often the gate lets equal, worse and better rerankers pass on simulated hold-outs."""
-    from ragllava.lab.gate_simulation import GAINS, HoldOut, simulate
+    from ragllava.cli.progress import bar
+    from ragllava.lab.gate_simulation import GAINS, HoldOut, PassRates, simulate
 
     if pictures > questions:
         raise UsageError(f"{questions} questions cannot be about {pictures} pictures, each with a question of its own")
     hold_out = HoldOut(questions, pictures, noise=noise)
-    rates = {gain: simulate(systems, tries, hold_out, gain=gain, seed=seed) for gain in GAINS}
+    rates: dict[float, PassRates] = {}
+    with bar("hold-outs") as update:
+        for gain in GAINS:
+            update(completed=len(rates), total=len(GAINS), note=f"gain {gain:+.2f}")
+            rates[gain] = simulate(systems, tries, hold_out, gain=gain, seed=seed)
     cells = (
         (f"{gain:+.2f}", f"{rate.champion:.3f}", f"{rate.challenger:.3f}", f"{rate.first:.3f}", f"{rate.any:.3f}")
         for gain, rate in rates.items()

@@ -26,7 +26,7 @@ COMMANDS = {
     "migrate": ("ragllava.cli.operate", "migrate", "bring the database to this version's tables"),
     "backup": ("ragllava.cli.backups", "backup", "save everything into a folder or a bucket, beside running work"),
     "restore": ("ragllava.cli.backups", "restore", "restore a backup into an empty system"),
-    "ingest": ("ragllava.cli.archives", "ingest", "add pictures and their captions to an archive"),
+    "ingest": ("ragllava.cli.ingest", "ingest", "add pictures and their captions to an archive"),
     "archive": ("ragllava.cli.archives", "archive", "archives: list, show, rename, remove, bind to buckets, scan"),
     "picture": ("ragllava.cli.removals", "picture", "remove pictures from archives"),
     "reindex": (

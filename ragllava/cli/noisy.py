@@ -32,13 +32,14 @@ from ragllava.cli.options import (
 )
 from ragllava.cli.terminal import echo
 from ragllava.errors import UsageError
-from ragllava.records import NoisyReason, NoisyState
+from ragllava.feedback import NoisyReason, NoisyState
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ragllava.client import AnsweredQuestion, Client, NoisyView, QuestionView, StoredFeedback
-    from ragllava.records import Candidate, Label
+    from ragllava.feedback import Label
+    from ragllava.records import Candidate
 
 MAX_PRESIGN_HOURS = 168  # no S3 store signs an address for more than a week
 

@@ -20,17 +20,22 @@ from rich.progress import (
 )
 
 from ragllava.cli.options import print_json
+from ragllava.cli.progress_lines import Bars, duration, progress_lines
 from ragllava.cli.terminal import echo, make_console
 from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView, is_success
 from ragllava.client.reporting import limit_lines, refresh_line
-from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import KINDS, kind_of
+from ragllava.jobs.views import JobView
 from ragllava.records import JobKind, ReindexStatus
 
 
 @contextmanager
-def bars(console: Console) -> Iterator[Progress]:
-    """Progress bars on a terminal; nothing on anything else."""
+def bars(console: Console) -> Iterator[Bars]:
+    """Progress bars on a terminal; lines on standard error where the console is none."""
+    if not console.is_terminal:
+        with progress_lines() as lines:
+            yield lines
+        return
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -40,7 +45,7 @@ def bars(console: Console) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console) as progress:
         yield progress
 
 
@@ -238,7 +243,7 @@ def pace_line(job: JobView) -> str | None:
     took_s = max((datetime.now(UTC) - job.started_at).total_seconds(), 0.001)
     rate = job.progress.done / took_s
     left_s = (job.progress.total - job.progress.done) / rate
-    return f"{rate:.3g} {kind_of(job.kind).noun}s a second, about {_duration(left_s)} left"
+    return f"{rate:.3g} {kind_of(job.kind).noun}s a second, about {duration(left_s)} left"
 
 
 def _at_last_input(job: JobView) -> bool:
@@ -250,10 +255,3 @@ def _at_last_input(job: JobView) -> bool:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

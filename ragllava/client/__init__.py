@@ -34,24 +34,22 @@ from ragllava.client.requests import Document, Requests
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
 from ragllava.client.webhooks import Webhooks
-from ragllava.jobs.control import JobView
+from ragllava.feedback import NoisyReason, NoisyState, Verdict
 from ragllava.jobs.figures import Metric, Reading
 from ragllava.jobs.queues import QueueView
 from ragllava.jobs.states import JobState
+from ragllava.jobs.views import JobView
 from ragllava.records import (
     AnswerOptions,
     Depth,
     FoundImage,
     JobKind,
-    NoisyReason,
-    NoisyState,
     Priority,
     Retrieval,
     Role,
     ScheduleAction,
     Selection,
     TaskName,
-    Verdict,
 )
 from ragllava.settings import Settings
 from ragllava.stages.answer.estimating import Estimate, EstimateOutcome
@@ -69,7 +67,7 @@ from ragllava.stages.batches.bodies import (
     response_usage,
 )
 from ragllava.stages.batches.submit import MODEL, archive_named, options_of
-from ragllava.stages.buckets.sync import ScanReport
+from ragllava.stages.buckets.scanning import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback

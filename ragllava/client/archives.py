@@ -14,13 +14,13 @@ from sqlalchemy import Connection
 from ragllava.client.connections import Connections, Namespace, forwarded, listed_paths
 from ragllava.client.removals import remover
 from ragllava.errors import Conflict, UsageError
-from ragllava.jobs import control
+from ragllava.jobs import views
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
 from ragllava.settings import read_services
 from ragllava.stages.answer.cautions import open_ingests, strange_pictures
 from ragllava.stages.buckets import one_off
 from ragllava.stages.buckets.binding import bind_archive, read_address, require_open_to_api, unbind_archive
-from ragllava.stages.buckets.sync import ScanReport, scan
+from ragllava.stages.buckets.scanning import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
 from ragllava.stages.erasing.remove import Removal, rename_archive
 from ragllava.stages.ingest.captions import Captions, Columns, read_captions
@@ -364,7 +364,7 @@ def _cautions(connection: Connection, name: str) -> list[str]:
     archive = get_archive(connection, name)
     cautions = []
     for job_id in open_ingests(connection, archive.archive_id):
-        progress = control.view(connection, job_id).progress
+        progress = views.view(connection, job_id).progress
         cautions.append(
             f"job {job_id} still adds pictures to {name} ({progress.done} of {progress.total} files are done), and "
             "answers miss those that are not there yet; `ragllava submit` waits for them with --after-ingest"

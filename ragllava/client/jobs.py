@@ -11,11 +11,11 @@ from sqlalchemy import Connection
 from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.removals import remover
 from ragllava.errors import UsageError
-from ragllava.jobs import control
-from ragllava.jobs.control import JobView
+from ragllava.jobs import control, views
 from ragllava.jobs.ending import end_job
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
+from ragllava.jobs.views import JobView
 from ragllava.records import JobKind
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stores.database import read_at_once
@@ -36,14 +36,14 @@ _LOOK_S = 2.0  # between two looks of who is notified of ends: a notification ma
 class Jobs(Namespace):
     """Jobs. Each method raises UsageError for an unknown job, and for one whose state does not allow the change."""
 
-    get = forwarded(control.view)
-    several = forwarded(control.views)
-    troubled_shards = forwarded(control.troubled_shards)
+    get = forwarded(views.view)
+    several = forwarded(views.views)
+    troubled_shards = forwarded(views.troubled_shards)
     pause = forwarded(control.pause)
 
     def latest(self, kind: str | None = None) -> JobView:
         """The newest job of a kind, else of all kinds but maintenance; single questions do not count."""
-        return self.get(self._do(control.latest, kind))
+        return self.get(self._do(views.latest, kind))
 
     def cancel(self, job_id: int) -> None:
         """Stop a job: its waiting inputs are cancelled, running shards stop soon. Its outcomes so far stay.
@@ -94,7 +94,7 @@ class Jobs(Namespace):
         began = next_view = time.monotonic()
         with self._connections.job_ends.listening(job_id) as listen:
             shortest = _SHORTEST_PAUSE_S if listen is None else _LISTENING_PAUSE_S
-            while not read_at_once(self._connections.engine, control.has_ended, job_id):
+            while not read_at_once(self._connections.engine, views.has_ended, job_id):
                 now = time.monotonic()
                 if timeout_s is not None and now - began > timeout_s:
                     break
@@ -116,7 +116,7 @@ class Jobs(Namespace):
             return self.wait(job_id, timeout_s=timeout_s).is_final
         until, board = time.monotonic() + timeout_s, self._connections.job_board
         with board.awaited(job_id) as ended:
-            while not self._do(control.has_ended, job_id):
+            while not self._do(views.has_ended, job_id):
                 left_s = until - time.monotonic()
                 if left_s <= 0:
                     return False
@@ -134,12 +134,12 @@ class Jobs(Namespace):
             )
         return job
 
-    list = forwarded(control.list_jobs)
+    list = forwarded(views.list_jobs)
 
 
 def _retry(connection: Connection, job_id: int, per_shard: int, count: Count | None) -> int:
     number = control.retry(connection, job_id, per_shard)
-    if count is not None and control.kind_of_job(connection, job_id) == JobKind.ANSWER:
+    if count is not None and views.kind_of_job(connection, job_id) == JobKind.ANSWER:
         count(connection, number)
     return number
 

@@ -22,8 +22,8 @@ from ragllava.client.reporting import report_figures, report_rows, report_title,
 from ragllava.client.sources import Source, folder_of
 from ragllava.errors import AnswerTimeout, UsageError
 from ragllava.evaluation.metrics import JobFigures
-from ragllava.jobs import control
-from ragllava.jobs.control import ASKED, WITH_PICTURES
+from ragllava.jobs import views
+from ragllava.jobs.views import ASKED, WITH_PICTURES
 from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
 from ragllava.settings import Settings
 from ragllava.stages.answer.asked_pictures import CountBytes, read_picture_file
@@ -43,8 +43,9 @@ from ragllava.stages.record_files.opening import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import ResultPage, result_page, result_rows
 from ragllava.stages.results.kept import fetch_or_make
+from ragllava.stages.results.output_files import require_same_job
 from ragllava.stages.results.report import MAX_CARDS, page_paths, require_own_report, write_report
-from ragllava.stages.results.results import ResultRow, require_same_job, write_errors, write_results
+from ragllava.stages.results.results import ResultRow, write_errors, write_results
 from ragllava.stores.database import read_at_once
 from ragllava.stores.jobs.earlier_answers import comparable_jobs
 from ragllava.stores.jobs.result_pages import ResultQuery, failures_by_code
@@ -316,7 +317,7 @@ class Questions(QuestionFiles):
 def _refresh(connection: Connection, settings: Settings, job_id: int, count: Count | None) -> tuple[int, bool]:
     refresh_id, is_new = submit_refresh(connection, settings, job_id)
     if is_new and count is not None:  # which questions have changed, the workers find out
-        count(connection, answered_lines(control.view(connection, job_id)))
+        count(connection, answered_lines(views.view(connection, job_id)))
     return refresh_id, is_new
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from ragllava.evaluation.metrics import JobFigures, is_right
-from ragllava.jobs.control import JobView
+from ragllava.jobs.views import JobView
 from ragllava.records import AnswerStatus, KnownAnswer
 from ragllava.stages.answer.estimating import Estimate, EstimateOutcome, compare_estimate, stored_estimate
 from ragllava.stages.results.report import Figure, ReportRow, ReportSummary

@@ -17,12 +17,13 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import ImageRejected, JobRefused
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
 from ragllava.jobs.inline import run_job
-from ragllava.records import SourceFile, StoredImage
+from ragllava.records import StoredImage
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import archive
+from ragllava.stores.archives import archive, descriptions
 from ragllava.stores.database import equals_any, in_transaction
 from ragllava.stores.schema import images
 
@@ -95,7 +96,9 @@ def ingest_pool(dataset: EvaluationSet, bench: Workbench) -> Pool:
     return Pool(archive_id, name, known, tuple(i.image_id for i in dataset.images if i.image_id not in known))
 
 
-def _first_pages(connection: Connection, archive_id: int, hashes: Iterable[str]) -> dict[str, archive.ArchiveImage]:
+def _first_pages(
+    connection: Connection, archive_id: int, hashes: Iterable[str]
+) -> dict[str, descriptions.ArchiveImage]:
     """Of those files that are documents of several pages, the image of the first page, by the file's sha256."""
     document = images.c.embedded["document"].astext
     is_first = images.c.embedded["page"].astext == "1"

@@ -1,10 +1,10 @@
 """A child process that decodes pictures, as its parent sees it (the child itself: `ragllava.imaging.decoding`).
 
 A request is the lengths of a JSON value and of the file, that value, and the file's bytes. An answer is the lengths of
-a JSON value and of what follows it, that value, and that: RGB bytes or a file. The value is the reason of a rejection,
-or a list: of a picture the sizes, media type, embedded metadata and note; of a document the number of its pages. A
-child exits at the end of its standard input, so none outlives its parent. Its first line names the protections that
-are in force.
+a JSON value and of what follows it, that value, and that: RGB bytes or a file. The value is an object with the class
+and the reason of a rejection, or a list: of a picture the sizes, media type, embedded metadata and note; of a document
+the number of its pages. A child exits at the end of its standard input, so none outlives its parent. Its first line
+names the protections that are in force.
 
 A child that was killed from outside, or that got too little of the processor within the time on the clock, says nothing
 about the picture. It is tried once more; then DecoderUnavailable is raised, so that the shard is tried again later.
@@ -26,7 +26,7 @@ from typing import IO, Any, TypeVar
 
 from PIL import Image
 
-from ragllava.errors import DecoderUnavailable, ImageRejected
+from ragllava.errors import DecoderUnavailable, ImageRejected, RejectionClass
 from ragllava.imaging.decode import MAX_BYTES, TOO_MANY_BYTES, DecodedImage, PictureLimits, printable
 from ragllava.imaging.kinds import MEDIA_TYPES
 from ragllava.imaging.rendering import MAX_PAGES
@@ -75,7 +75,7 @@ class Child:
     def ask(self, data: bytes, wanted: Mapping[str, Any], read: Reader[T]) -> T | ImageRejected:
         """What `read` makes of the answer, or why the picture is rejected. Raises DecoderUnavailable."""
         if len(data) > MAX_BYTES:
-            return ImageRejected(TOO_MANY_BYTES)
+            return ImageRejected(*TOO_MANY_BYTES)
         result = self._ask_once(data, wanted, read, self._limits.wall_seconds)
         if isinstance(result, _Undecided):
             result = self._ask_once(data, wanted, read, _PATIENCE * self._limits.wall_seconds)
@@ -119,10 +119,12 @@ class Child:
             # A picture that takes long is stopped by its limit on processor time, which is the lower one.
             return _Undecided(f"took longer than {passed_seconds:g} seconds", "processors")
         if process.returncode == -signal.SIGPROF:
-            return ImageRejected(f"decoding it takes more than {self._limits.cpu_seconds} s of processor time")
+            return ImageRejected(
+                RejectionClass.TOO_LARGE, f"decoding it takes more than {self._limits.cpu_seconds} s of processor time"
+            )
         if exited and process.returncode == -signal.SIGKILL:
             return _Undecided("was killed", "memory")
-        return ImageRejected(f"the decoder crashed on it (exit status {process.returncode})")
+        return ImageRejected(RejectionClass.DAMAGED, f"the decoder crashed on it (exit status {process.returncode})")
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
@@ -215,9 +217,9 @@ def _request(
         raise ValueError("an answer is too long")
     header = json.loads(read_exactly(answers, header_length))
     content = read_exactly(answers, length)
-    if isinstance(header, str):
-        return ImageRejected(printable(header))
     # The child has read hostile bytes, so its answer is not trusted either.
+    if isinstance(header, dict):
+        return ImageRejected(RejectionClass(header["rejection_class"]), printable(str(header["reason"])))
     return read(header, content, limits)
 
 

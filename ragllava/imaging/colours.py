@@ -8,7 +8,7 @@ from typing import cast
 
 from PIL import Image, ImageChops, ImageCms
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, RejectionClass
 
 MAX_PROFILE_BYTES = 2**24  # a larger colour profile is not used
 
@@ -90,7 +90,9 @@ def _deep_to_8_bits(picture: Image.Image) -> Image.Image:
     deep = picture if picture.mode == "F" else picture.convert("I")  # Pillow supports little for the 16-bit modes
     low, high = cast("tuple[float, float]", deep.getextrema())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageRejected("some of its values are not finite numbers; save it as an 8-bit PNG")
+        raise ImageRejected(
+            RejectionClass.DAMAGED, "some of its values are not finite numbers; save it as an 8-bit PNG"
+        )
     if low == high or (picture.mode != "F" and low >= 0 and _CAMERA_RANGE < high <= 65_535):
         low, high = 0, max(65_535, high)
     scale = 255 / (high - low)

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, Rejection, RejectionClass
 from ragllava.imaging import colours, kinds, rendering, repair
 from ragllava.imaging.embedded import PAGE_KEYWORD, read_embedded
 from ragllava.imaging.kinds import Kind
@@ -28,7 +28,8 @@ MAX_BYTES = 200_000_000  # of a file
 MODEL_SIDE = 1536  # no supported family of models uses more pixels on the longer side
 MODEL_THINNEST = 50  # longer side by shorter side; models get the middle of a thinner picture
 
-TOO_MANY_BYTES = f"it has more than the {MAX_BYTES // 1_000_000} MB allowed"
+TOO_MANY_BYTES = Rejection(RejectionClass.TOO_LARGE, f"it has more than the {MAX_BYTES // 1_000_000} MB allowed")
+TOO_MUCH_MEMORY = Rejection(RejectionClass.TOO_LARGE, "decoding it takes more memory than allowed")
 
 _DOCUMENTS = (kinds.PDF, kinds.TIFF)
 _CUT = (kinds.JPEG, kinds.PNG, kinds.GIF, kinds.BMP)  # a file whose end is missing gives its upper rows
@@ -57,10 +58,14 @@ class PictureLimits:
     def check(self, kind: Kind, width: int, height: int) -> None:
         """Raises ImageRejected for a picture of more pixels than allowed."""
         if max(width, height) > self.side:
-            raise ImageRejected(f"{width} × {height} pixels: a side is longer than the {self.side:,} allowed")
+            raise ImageRejected(
+                RejectionClass.TOO_LARGE, f"{width} × {height} pixels: a side is longer than the {self.side:,} allowed"
+            )
         megapixels = min(self.megapixels, kind.megapixels or self.megapixels)
         if width * height > megapixels * 1_000_000:
-            raise ImageRejected(f"{width} × {height} pixels are more than the {megapixels} million allowed")
+            raise ImageRejected(
+                RejectionClass.TOO_LARGE, f"{width} × {height} pixels are more than the {megapixels} million allowed"
+            )
 
 
 _DEFAULT_LIMITS = PictureLimits()
@@ -129,7 +134,7 @@ def count_pages(data: bytes) -> int:
     with _rejecting(kind), _quiet():
         number = len(rendering.pages_of(data, kind))
     if number > rendering.MAX_PAGES:
-        raise ImageRejected(f"it has more than the {rendering.MAX_PAGES:,} pages allowed")
+        raise ImageRejected(RejectionClass.TOO_LARGE, f"it has more than the {rendering.MAX_PAGES:,} pages allowed")
     return 0 if kind is kinds.TIFF and number == 1 else number
 
 
@@ -185,14 +190,16 @@ def printable(text: str) -> str:
 
 def _decode_or_reject(data: bytes, wanted: _Wanted) -> DecodedImage:
     if len(data) > MAX_BYTES:
-        raise ImageRejected(TOO_MANY_BYTES)
+        raise ImageRejected(*TOO_MANY_BYTES)
     kind = kinds.kind_of(data)
     if kind is None:
-        raise ImageRejected(kinds.why_not(data))
+        raise ImageRejected(*kinds.why_not(data))
     if kind is kinds.PDF:
-        raise ImageRejected("it is a PDF document; its pages are pictures, the document is not")
+        raise ImageRejected(
+            RejectionClass.NO_PICTURE, "it is a PDF document; its pages are pictures, the document is not"
+        )
     if kind is kinds.TIFF and (raw := kinds.why_raw(data)) is not None:
-        raise ImageRejected(raw)
+        raise ImageRejected(*raw)
     with _rejecting(kind), _quiet():
         try:
             return _decode(data, kind, wanted)
@@ -226,22 +233,24 @@ def _rejecting(kind: Kind) -> Iterator[None]:
     except ImageRejected:
         raise
     except MemoryError:
-        raise ImageRejected("decoding it takes more memory than allowed") from None
+        raise ImageRejected(*TOO_MUCH_MEMORY) from None
     except UnidentifiedImageError:
         name = f"{kind.name} picture" + (", or RAW file of a camera" if kind is kinds.TIFF else "")
-        raise ImageRejected(f"it is a damaged {name}: its header cannot be read") from None
+        raise ImageRejected(RejectionClass.DAMAGED, f"it is a damaged {name}: its header cannot be read") from None
     except RuntimeError as error:
         if kind is not kinds.JPEG_XL:
-            raise ImageRejected(_damaged(kind, error)) from error
+            raise _damaged(kind, error) from error
         # Its plugin raises this for any damage, with a text about building the library.
-        raise ImageRejected(f"it is a damaged {kind.name} picture: it cannot be decoded") from error
+        raise ImageRejected(
+            RejectionClass.DAMAGED, f"it is a damaged {kind.name} picture: it cannot be decoded"
+        ) from error
     # Decoders raise exceptions of any type for hostile bytes.
     except Exception as error:
-        raise ImageRejected(_damaged(kind, error)) from error
+        raise _damaged(kind, error) from error
 
 
-def _damaged(kind: Kind, error: Exception) -> str:
-    return f"it is a damaged {kind.name} picture: {printable(str(error))}"
+def _damaged(kind: Kind, error: Exception) -> ImageRejected:
+    return ImageRejected(RejectionClass.DAMAGED, f"it is a damaged {kind.name} picture: {printable(str(error))}")
 
 
 @contextmanager
@@ -335,7 +344,9 @@ def _note_of_cut(opened: Image.Image) -> str:
     """What is missing of a file whose end is missing. Raises ImageRejected if that is most of the picture."""
     share = repair.decoded_share(opened)
     if share < _LEAST_SHARE:
-        raise ImageRejected("it is a damaged picture: the file ends before a quarter of its rows")
+        raise ImageRejected(
+            RejectionClass.DAMAGED, "it is a damaged picture: the file ends before a quarter of its rows"
+        )
     return f"the end of the file is missing; about {share:.0%} of its rows were decoded"
 
 

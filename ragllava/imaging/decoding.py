@@ -16,11 +16,13 @@ from typing import IO, Any
 
 from PIL import Image
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, Rejection
 from ragllava.imaging.children import ANSWER, READY, REQUEST, Limits, read_exactly
 from ragllava.imaging.confine import confine
-from ragllava.imaging.decode import PictureLimits, count_pages, decode, page_as_png
+from ragllava.imaging.decode import TOO_MUCH_MEMORY, PictureLimits, count_pages, decode, page_as_png
 from ragllava.imaging.rendering import load_all
+
+_MAX_REASON = 2000  # characters
 
 
 def main() -> None:
@@ -63,19 +65,23 @@ def _allow_processor_time(seconds: int) -> None:
 
 
 def _answer(answers: IO[bytes], data: bytes, wanted: Mapping[str, Any], limits: PictureLimits) -> None:
-    header: str | list[Any]
+    header: list[Any] | dict[str, str]
     content = b""
     try:
         header, content = _result(data, wanted, limits)
     except ImageRejected as error:
-        header = str(error)[:2000]
+        header = _described(error.rejection)
     except MemoryError:
-        header = "decoding it takes more memory than allowed"
+        header = _described(TOO_MUCH_MEMORY)
     encoded = json.dumps(header).encode()
     answers.write(ANSWER.pack(len(encoded), len(content)))
     answers.write(encoded)
     answers.write(content)
     answers.flush()
+
+
+def _described(rejection: Rejection) -> dict[str, str]:
+    return rejection._replace(reason=rejection.reason[:_MAX_REASON])._asdict()
 
 
 def _result(data: bytes, wanted: Mapping[str, Any], limits: PictureLimits) -> tuple[list[Any], bytes]:

@@ -8,6 +8,8 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ragllava.errors import Rejection, RejectionClass
+
 _RAW = "it is a RAW file of a camera ({family}); export it as JPEG, or use the JPEG that the camera stored beside it"
 
 
@@ -67,17 +69,17 @@ _GZIP = b"\x1f\x8b"
 _PDF_WITHIN = 1024  # bytes before the mark of a PDF; viewers accept so many
 _SVG_WITHIN = 8192  # bytes before the first element of an SVG: comments of programs
 
-_UNSUPPORTED = "{name} pictures are not accepted; convert it to JPEG or PNG"
+_NOT_ACCEPTED = "{name} pictures are not accepted; convert it to JPEG or PNG"
 # The RAW files below do not begin as a TIFF does; the others are recognised by `why_raw`.
-_REASONS = (
-    (b"\x00\x00\x01\x00", _UNSUPPORTED.format(name="ICO")),
-    (b"8BPS", _UNSUPPORTED.format(name="Photoshop")),
-    (b"%!PS", _UNSUPPORTED.format(name="PostScript")),
-    (b"\xc5\xd0\xd3\xc6", _UNSUPPORTED.format(name="PostScript")),
-    (b"gimp xcf", _UNSUPPORTED.format(name="GIMP")),
-    (b"AT&TFORM", _UNSUPPORTED.format(name="DjVu")),
-    (b"\x76\x2f\x31\x01", _UNSUPPORTED.format(name="OpenEXR")),
-    (b"#?RADIANCE", _UNSUPPORTED.format(name="Radiance HDR")),
+_UNSUPPORTED = (
+    (b"\x00\x00\x01\x00", _NOT_ACCEPTED.format(name="ICO")),
+    (b"8BPS", _NOT_ACCEPTED.format(name="Photoshop")),
+    (b"%!PS", _NOT_ACCEPTED.format(name="PostScript")),
+    (b"\xc5\xd0\xd3\xc6", _NOT_ACCEPTED.format(name="PostScript")),
+    (b"gimp xcf", _NOT_ACCEPTED.format(name="GIMP")),
+    (b"AT&TFORM", _NOT_ACCEPTED.format(name="DjVu")),
+    (b"\x76\x2f\x31\x01", _NOT_ACCEPTED.format(name="OpenEXR")),
+    (b"#?RADIANCE", _NOT_ACCEPTED.format(name="Radiance HDR")),
     (b"FUJIFILMCCD-RAW", _RAW.format(family="Fujifilm RAF")),
     (b"IIRO", _RAW.format(family="Olympus ORF")),
     (b"IIRS", _RAW.format(family="Olympus ORF")),
@@ -86,6 +88,8 @@ _REASONS = (
     (b"FOVb", _RAW.format(family="Sigma X3F")),
     (b"\x00MRM", _RAW.format(family="Minolta MRW")),
     (b"II\x1a\x00\x00\x00HEAPCCDR", _RAW.format(family="Canon CRW")),
+)
+_NO_PICTURES = (
     (b"PK\x03\x04", "it is a zip file, not a picture; give it a name that ends in .zip to have it unpacked"),
     (_GZIP, "it is a gzip file, not a picture"),
     (b"version https://git-lfs.", "it is a Git LFS pointer, not the picture; fetch the picture with `git lfs pull`"),
@@ -123,18 +127,22 @@ def kind_of(data: bytes) -> Kind | None:
     return signed or next((kind for looks_like, kind in _LOOKS if looks_like(data)), None)
 
 
-def why_not(data: bytes) -> str:
+def why_not(data: bytes) -> Rejection:
     """What `data` of an unknown kind is, as far as its first bytes show, and what to do about it."""
     if not data:
-        return "the file is empty"
+        return Rejection(RejectionClass.DAMAGED, "the file is empty")
+    unsupported = next((reason for signature, reason in _UNSUPPORTED if data.startswith(signature)), None)
+    if data[4:12] == b"ftypcrx ":
+        unsupported = _RAW.format(family="Canon CR3")
+    if unsupported is not None:
+        return Rejection(RejectionClass.UNSUPPORTED, unsupported)
     if data[4:8] == b"ftyp":
-        is_raw = data[8:12] == b"crx "
-        return _RAW.format(family="Canon CR3") if is_raw else "it is a video or another MP4 file, not a picture"
-    reasons = (reason for signature, reason in _REASONS if data.startswith(signature))
-    return next(reasons, None) or _why_not_text(data[:2048])
+        return Rejection(RejectionClass.NO_PICTURE, "it is a video or another MP4 file, not a picture")
+    other = next((reason for signature, reason in _NO_PICTURES if data.startswith(signature)), None)
+    return Rejection(RejectionClass.NO_PICTURE, other or _why_not_text(data[:2048]))
 
 
-def why_raw(data: bytes) -> str | None:
+def why_raw(data: bytes) -> Rejection | None:
     """The reason to reject a file that begins as a TIFF does and is a RAW file of a camera; None for a picture.
 
     Such a file decodes to the small preview that the camera wrote, which is not the picture.
@@ -143,7 +151,7 @@ def why_raw(data: bytes) -> str | None:
         family = _raw_family(data)
     except struct.error:
         family = None  # it is damaged; the decoder says how
-    return None if family is None else _RAW.format(family=family)
+    return None if family is None else Rejection(RejectionClass.UNSUPPORTED, _RAW.format(family=family))
 
 
 def _is_bmp(data: bytes) -> bool:

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from PIL import AvifImagePlugin, Image
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, RejectionClass
 from ragllava.imaging import kinds
 from ragllava.imaging.kinds import Kind
 
@@ -66,7 +66,7 @@ def draw_svg(data: bytes) -> Image.Image:
             svg_string=text, width=SVG_SIDE, height=SVG_SIDE, dpi=96, skip_system_fonts="text" not in text
         )
     except ValueError as error:
-        raise ImageRejected(f"it is a damaged SVG picture: {str(error)[:200]}") from None
+        raise ImageRejected(RejectionClass.DAMAGED, f"it is a damaged SVG picture: {str(error)[:200]}") from None
     with Image.open(io.BytesIO(bytes(png)), formats=["PNG"]) as drawn:
         return drawn.convert("RGBA")
 
@@ -78,7 +78,9 @@ def _unpacked(data: bytes) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
             text = packed.read(MAX_SVG_BYTES + 1)
     if len(text) > MAX_SVG_BYTES:
-        raise ImageRejected(f"it is an SVG picture of more than the {MAX_SVG_BYTES // 1_000_000} MB allowed")
+        raise ImageRejected(
+            RejectionClass.TOO_LARGE, f"it is an SVG picture of more than the {MAX_SVG_BYTES // 1_000_000} MB allowed"
+        )
     return text
 
 
@@ -92,9 +94,11 @@ def _without_references(data: bytes) -> str:
                     del element.attrib[name]
         return ElementTree.tostring(root, encoding="unicode")
     except ElementTree.ParseError as error:
-        raise ImageRejected(f"it is a damaged SVG picture: {error}") from None
+        raise ImageRejected(RejectionClass.DAMAGED, f"it is a damaged SVG picture: {error}") from None
     except RecursionError:
-        raise ImageRejected("it is an SVG picture whose elements are nested too deeply") from None
+        raise ImageRejected(
+            RejectionClass.DAMAGED, "it is an SVG picture whose elements are nested too deeply"
+        ) from None
 
 
 def pages_of(data: bytes, kind: Kind) -> list[int]:
@@ -122,7 +126,7 @@ def draw_pdf_page(data: bytes, page: int) -> Image.Image:
         drawn = document[page]
         width, height = drawn.get_size()
         if not (width > 0 and height > 0):
-            raise ImageRejected("the page has no size")
+            raise ImageRejected(RejectionClass.DAMAGED, "the page has no size")
         bitmap = drawn.render(scale=PAGE_SIDE / max(width, height), rev_byteorder=True)
         picture: Image.Image = bitmap.to_pil().convert("RGB")
         return picture
@@ -134,8 +138,8 @@ def _open_pdf(data: bytes) -> Any:
         return pdfium.PdfDocument(data)
     except pdfium.PdfiumError as error:
         if "password" in str(error).lower():
-            raise ImageRejected("it is a PDF document that needs a password") from None
-        raise ImageRejected("it is a damaged PDF document") from None
+            raise ImageRejected(RejectionClass.UNSUPPORTED, "it is a PDF document that needs a password") from None
+        raise ImageRejected(RejectionClass.DAMAGED, "it is a damaged PDF document") from None
 
 
 def _package(kind: Kind, module: str, requirement: str) -> Any:
@@ -143,6 +147,7 @@ def _package(kind: Kind, module: str, requirement: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise ImageRejected(
+            RejectionClass.UNSUPPORTED,
             f"{kind.name} files are read by the package {kind.package}, which the ingest worker's Python does not "
-            f"have; install it with `pip install '{requirement}'` and ingest the file again"
+            f"have; install it with `pip install '{requirement}'` and ingest the file again",
         ) from None

@@ -15,10 +15,10 @@ from typing import Literal
 
 from sqlalchemy import Connection, text
 
+from ragllava.errors import RejectionClass
 from ragllava.jobs.kinds import KINDS, queues_by_kind
 from ragllava.records import GapReason
 from ragllava.settings import Settings
-from ragllava.stores.archives.rejections import RejectionClass
 from ragllava.stores.maintenance import totals
 from ragllava.stores.maintenance.faults import PERSISTENT_ATTEMPTS
 

@@ -10,10 +10,10 @@ import time
 
 from sqlalchemy import Connection, Engine, select, update
 
-from ragllava.jobs import control, dispatch, ending
-from ragllava.jobs.control import JobView
+from ragllava.jobs import dispatch, ending, views
 from ragllava.jobs.runner import run_shard
 from ragllava.jobs.turns import IS_READY
+from ragllava.jobs.views import JobView
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import shards
@@ -27,7 +27,7 @@ def run_job(job_id: int, settings: Settings, engine: Engine, resources: object) 
     Shards that another worker has are waited for, and taken over when its lease runs out.
     """
     worker = f"inline@{os.getpid()}"
-    while not (job := in_transaction(engine, control.view, job_id)).is_final:
+    while not (job := in_transaction(engine, views.view, job_id)).is_final:
         shard_id = in_transaction(engine, take_pending, job_id)
         if shard_id is not None:
             run_shard(shard_id, worker, settings, engine, resources)

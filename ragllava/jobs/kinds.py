@@ -17,16 +17,9 @@ from typing import Any, Protocol
 from sqlalchemy import ColumnElement, Connection, func
 
 from ragllava.errors import UsageError
-from ragllava.records import (
-    AnswerStatus,
-    FileStatus,
-    JobKind,
-    ReindexStatus,
-    RequestStatus,
-    TaskStatus,
-    TrainingStatus,
-)
+from ragllava.records import AnswerStatus, JobKind, ReindexStatus, RequestStatus, TaskStatus, TrainingStatus
 from ragllava.settings import Settings
+from ragllava.source_files import FileStatus
 from ragllava.stores.archives import reindex_items
 from ragllava.stores.jobs import refreshes
 from ragllava.stores.jobs.outcomes import InputTable, JobInputs, QuestionInputs

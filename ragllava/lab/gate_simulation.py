@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragllava.training.gate import PRIMARY_SHARES, SOFTENED, WITH_CAPTIONS, GateRules, decide
+from ragllava.training.gate import PRIMARY_SHARES, SOFTENED, WITH_CAPTIONS, decide
+from ragllava.training.gate_report import GateRules
 from ragllava.training.softened_f1 import softened_f1
 from ragllava.training.version_scores import WITHOUT_CAPTIONS
 

@@ -28,6 +28,7 @@ from ragllava.errors import (
     ObjectCorrupt,
     ObjectMissing,
     ObjectRefused,
+    ObjectTooLarge,
     RagllavaError,
     ServiceUnavailable,
     SettingsError,
@@ -197,7 +198,7 @@ class ObjectStore:
     def read_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> ExternalContent:
         """An object in any bucket that the access key may read (`s3://bucket/key`).
 
-        Raises ObjectMissing, and UsageError for an object of more than `max_bytes` (never read in full).
+        Raises ObjectMissing, and ObjectTooLarge for an object of more than `max_bytes` (never read in full).
         """
         with self._stream(bucket, key) as stream:
             data = stream.read(max_bytes + 1)
@@ -410,8 +411,8 @@ def _damaged(sha256: str, actual: str) -> ObjectCorrupt:
     )
 
 
-def _too_large(bucket: str, key: str, max_bytes: int) -> UsageError:
-    return UsageError(f"s3://{bucket}/{key} is larger than the {max_bytes:,} bytes that are allowed")
+def _too_large(bucket: str, key: str, max_bytes: int) -> ObjectTooLarge:
+    return ObjectTooLarge(f"s3://{bucket}/{key} is larger than the {max_bytes:,} bytes that are allowed")
 
 
 def _short(key: str) -> str:

@@ -26,14 +26,10 @@ from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import ModelVersion
 from ragllava.training.data.snapshot import Snapshot
 from ragllava.training.finetune.batches import PictureOpener
-from ragllava.training.gate import WITH_CAPTIONS, GateReport, decide
-from ragllava.training.version_scores import (
-    EvaluationOptions,
-    GeneratorScores,
-    RerankerScores,
-    evaluate_generator,
-    evaluate_reranker,
-)
+from ragllava.training.gate import WITH_CAPTIONS, decide
+from ragllava.training.gate_report import GateReport
+from ragllava.training.scoring import EvaluationOptions, evaluate_generator, evaluate_reranker
+from ragllava.training.version_scores import GeneratorScores, RerankerScores
 
 EvaluatedVersion = RerankerScores | GeneratorScores
 

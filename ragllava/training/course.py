@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from ragllava.errors import ObjectMissing
+from ragllava.feedback import NoisyReason
 from ragllava.jobs import queue
 from ragllava.jobs.runner import ShardContext
 from ragllava.models.profiles import Profile
-from ragllava.records import NoisyReason, TrainingStatus
+from ragllava.records import TrainingStatus
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.stores.learning.registry import ModelVersion

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing, ScoreRejected, UsageError
-from ragllava.jobs import control
+from ragllava.feedback import NoisyReason
+from ragllava.jobs import views
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import digest
 from ragllava.models.profiles import get_profile
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
-from ragllava.records import NoisyReason, Role
+from ragllava.records import Role
 from ragllava.stages.champions import publish_adapter
 from ragllava.stages.maintenance.gc import GRACE_S
 from ragllava.stages.resources import Resources
@@ -166,7 +167,7 @@ def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest
 
 
 def _begin(context: ShardContext[Resources]) -> Course:
-    job = context.read(control.view, context.lease.job_id)
+    job = context.read(views.view, context.lease.job_id)
     prefix = trainings.folder_of(job.job_id, job.created_at)
     return Course(context, from_json(TrainingRequest, context.lease.spec), get_profile(context.settings), prefix)
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import UsageError
-from ragllava.jobs import control
+from ragllava.jobs import control, views
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.isolation import Isolation
 from ragllava.json_records import from_json, to_json
@@ -25,7 +25,8 @@ from ragllava.stores.learning.registry import ModelVersion
 from ragllava.training.data.datasets import DatasetOptions
 from ragllava.training.data.snapshot import Snapshot, SnapshotRules, collect
 from ragllava.training.finetune.presets import ChosenSettings, accumulation_steps, choose_settings
-from ragllava.training.gate import ANSWER_SPREAD, GAIN_SPREAD, PRIMARY_SHARES, GateRules, named_groups, provable_gain
+from ragllava.training.gate import ANSWER_SPREAD, GAIN_SPREAD, PRIMARY_SHARES, named_groups, provable_gain
+from ragllava.training.gate_report import GateRules
 from ragllava.training.unseen import leave_out_known
 
 _PRESET_OF_PROFILE = {"mini": "mini", "paper": "llava-1.5-13b"}
@@ -230,7 +231,7 @@ def submit_training(
     when the labelled questions are too few, and for a key that belongs to a job with another content.
     """
     trainings.lock_role(connection, request.role)
-    if idempotency_key is not None and control.find_job(connection, idempotency_key) is not None:
+    if idempotency_key is not None and views.find_job(connection, idempotency_key) is not None:
         return create_job(connection, request, idempotency_key, name)
     trainings.require_none_open(connection, request.role)
     shortage = plan_training(connection, request, settings).shortage
@@ -313,7 +314,7 @@ def begin_due(
     for first in due:
         # The clock may call labels new that were given while their training began.
         key = f"retrain:{role}:{first.archive}:{first.last_label}"
-        if control.find_job(connection, key) is None:
+        if views.find_job(connection, key) is None:
             others = (name for name in trainings.labelled_archives(connection, role) if name != first.archive)
             request = TrainingRequest(role, (first.archive, *others), default_preset(profile))
             return create_job(connection, request, key)[0]
@@ -347,6 +348,6 @@ def _begin_judging(
         return None
     trainings.lock_role(connection, role)
     key = f"judge:{role}:{first}:{source.last_label}"
-    if trainings.open_training(connection, role) is not None or control.find_job(connection, key) is not None:
+    if trainings.open_training(connection, role) is not None or views.find_job(connection, key) is not None:
         return None
     return create_job(connection, request, key)[0]

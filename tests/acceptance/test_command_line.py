@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ragllava.client import Client
-from ragllava.jobs.control import JobView
+from ragllava.jobs.views import JobView
 from ragllava.postcards.archive import PostcardArchive, draw_archive, write_archive
 from tests.support.strangers import flood, needs_namespaces, needs_root
 from tests.support.terminal import Terminal, Typed, running_system, terminal

@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 
 from ragllava.client import JobKind, ScheduleAction, ScheduleRequest
 from ragllava.stores.archives import archive, blobs, indexes, vectors
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.database import in_transaction
 from tests.support.api_server import Front
 from tests.support.waiting import wait_for

@@ -10,8 +10,8 @@ from sqlalchemy import select
 from ragllava.jobs import queue
 from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, StoredImage
 from ragllava.stores.archives import archive, blobs, indexes, vectors
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.jobs import answers
 from ragllava.stores.schema import images
 from tests.support.workshop import Workshop

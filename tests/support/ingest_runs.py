@@ -14,11 +14,12 @@ from PIL import Image
 from sqlalchemy import text
 
 from ragllava.jobs.runner import ShardContext
-from ragllava.records import JobKind, SourceFile
+from ragllava.records import JobKind
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import archive, vectors
+from ragllava.stores.archives import archive, vector_search, vectors
 from ragllava.stores.database import in_transaction
 from tests.support.workshop import ARCHIVE, Workshop
 
@@ -52,7 +53,7 @@ def nearest(workshop: Workshop, picture: Path) -> tuple[str, float]:
     with workshop.engine.begin() as connection:
         index = vectors.active_index(connection, workshop.archive_id())
         assert index is not None
-        [[hit]] = vectors.search(connection, index, query[None], k=1)
+        [[hit]] = vector_search.search(connection, index, query[None], k=1)
         return archive.load_images(connection, [hit.image_id])[hit.image_id].source, round(hit.retrieval_score, 2)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, select, text, update
 
-from ragllava.jobs import control, dispatch, queue
+from ragllava.jobs import control, dispatch, queue, views
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.deadlines import NO_LIMITS, JobLimits
 from ragllava.jobs.queue import Lease
@@ -128,7 +128,7 @@ class Desk:
         with self.engine.begin() as connection:
             return list(connection.scalars(select(shards.c.id).where(shards.c.state == state).order_by(shards.c.id)))
 
-    def job(self, job_id: int) -> control.JobView:
+    def job(self, job_id: int) -> views.JobView:
         """The job as people see it."""
         with self.engine.begin() as connection:
-            return control.view(connection, job_id)
+            return views.view(connection, job_id)

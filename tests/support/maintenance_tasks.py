@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import func, text, update
 
-from ragllava.jobs import control
-from ragllava.jobs.control import JobView
+from ragllava.jobs import views
+from ragllava.jobs.views import JobView
 from ragllava.records import Role, TaskName, TaskStatus
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
@@ -49,5 +49,5 @@ def a_training(workshop: Workshop, status: str | None, state: str = "completed")
             connection.execute(statement, {"status": status, "job_id": job_id})
         if status is not None or state != "completed":
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=state, finished_at=func.now()))
-        created_at = control.view(connection, job_id).created_at
+        created_at = views.view(connection, job_id).created_at
     return trainings.folder_of(job_id, created_at)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sqlalchemy import text
 
-from ragllava.jobs import control
-from ragllava.jobs.control import JobView
+from ragllava.jobs import views
+from ragllava.jobs.views import JobView
 from ragllava.models.profiles import RetrieverSource
-from ragllava.records import GapReason, Selection, SourceFile
+from ragllava.records import GapReason, Selection
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.reindex.gaps import find_gaps
 from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit_switch
@@ -107,6 +108,6 @@ class Watched:
             before()
 
 
-def troubles(workshop: Workshop, job_id: int) -> list[control.ShardView]:
+def troubles(workshop: Workshop, job_id: int) -> list[views.ShardView]:
     with workshop.engine.begin() as connection:
-        return control.troubled_shards(connection, job_id)
+        return views.troubled_shards(connection, job_id)

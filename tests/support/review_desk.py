@@ -8,24 +8,15 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
 
+from ragllava.feedback import NoisyCase, NoisyReason
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.json_records import to_json
 from ragllava.postcards.archive import KnownQuestion, draw_archive
-from ragllava.records import (
-    Answer,
-    AnswerOptions,
-    AnswerStatus,
-    Candidate,
-    JobKind,
-    ModelStamp,
-    NoisyCase,
-    NoisyReason,
-    StoredImage,
-)
+from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, JobKind, ModelStamp, StoredImage
 from ragllava.stores.archives import archive, blobs
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import noisy
 from ragllava.stores.objects import ObjectStore

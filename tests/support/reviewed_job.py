@@ -12,20 +12,11 @@ from sqlalchemy import Connection, Engine, text
 
 from ragllava.client import Client
 from ragllava.errors import InvalidInput
+from ragllava.feedback import NoisyCase, NoisyReason
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.json_records import to_json
-from ragllava.records import (
-    Answer,
-    AnswerOptions,
-    AnswerStatus,
-    Candidate,
-    JobKind,
-    ModelStamp,
-    NoisyCase,
-    NoisyReason,
-    StoredImage,
-)
+from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, JobKind, ModelStamp, StoredImage
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ragllava.cli.main import main
+from tests.support.progress_lines import without_progress
 
-# Words in; exit code, standard output and standard error out.
+# Words in; exit code, standard output, and standard error without progress lines out.
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -25,6 +26,6 @@ def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         except SystemExit as end:
             code = end.code
         out, err = capsys.readouterr()
-        return int(code or 0), out, err
+        return int(code or 0), out, without_progress(err)
 
     return call

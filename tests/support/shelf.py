@@ -9,8 +9,8 @@ import numpy as np
 from sqlalchemy import Connection, text
 
 from ragllava.stores.archives import archive, blobs, indexes, texts, vectors
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.archives.texts import AskedWords, WordHit
 from ragllava.stores.archives.vectors import IndexView, Vectors
 

@@ -21,6 +21,7 @@ import psutil
 from ragllava.local.home import Home
 from ragllava.settings import Settings, read_services
 from tests.acceptance.conftest import READY_S
+from tests.support.progress_lines import without_progress
 from tests.support.waiting import wait_for
 
 COMMAND_S = 120.0
@@ -35,7 +36,7 @@ QUICK = {
 
 @dataclass(frozen=True)
 class Typed:
-    """What came of one command."""
+    """What came of one command; `err` without progress lines."""
 
     code: int
     out: str
@@ -109,7 +110,7 @@ def ended(process: subprocess.Popen[str], timeout_s: float) -> Typed:
     except subprocess.TimeoutExpired:
         process.kill()
         raise
-    return Typed(process.returncode, out, err)
+    return Typed(process.returncode, out, without_progress(err))
 
 
 @contextmanager

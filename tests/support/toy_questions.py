@@ -10,8 +10,9 @@ from pathlib import Path
 from PIL import Image
 from sqlalchemy import Connection, Engine, select
 
+from ragllava.feedback import Label, Verdict
 from ragllava.models import profiles
-from ragllava.records import Answer, AnswerStatus, Candidate, Label, StoredImage, Verdict
+from ragllava.records import Answer, AnswerStatus, Candidate, StoredImage
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, submit_questions

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import delete, select
 
-from ragllava.jobs.control import JobView
+from ragllava.jobs.views import JobView
 from ragllava.records import Role
 from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction

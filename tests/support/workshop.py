@@ -11,13 +11,14 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from ragllava.jobs.control import JobView
 from ragllava.jobs.deadlines import NO_LIMITS, JobLimits
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext, run_shard
+from ragllava.jobs.views import JobView
 from ragllava.models.bundle import ModelBundle
-from ragllava.records import AnswerOptions, Depth, Retrieval, SourceFile
+from ragllava.records import AnswerOptions, Depth, Retrieval
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, Submitted, submit_questions
 from ragllava.stages.ingest.captions import read_captions

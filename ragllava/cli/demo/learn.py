@@ -145,7 +145,7 @@ class LearningDemo:
 
     def require_enough(self) -> None:
         """Raises UsageError, before minutes of work, when the gate would have too few questions."""
-        from ragllava.training.gate import GateRules
+        from ragllava.training.gate_report import GateRules
 
         run, share = self._run_of("shifted"), self.client.settings.held_out_share
         written, archive = run.draw(self.client.settings)

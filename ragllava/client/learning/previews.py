@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD
 from ragllava.evaluation.threshold_curve import ThresholdPoint, nearest_point, threshold_points
-from ragllava.records import Label, Role, StoredImage
+from ragllava.feedback import Label
+from ragllava.records import Role, StoredImage
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey, load_questions
 from ragllava.stores.learning import labels, registry

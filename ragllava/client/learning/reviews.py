@@ -14,7 +14,8 @@ from typing import Any
 from ragllava.client.connections import Namespace
 from ragllava.client.jobs import Jobs
 from ragllava.errors import UsageError
-from ragllava.records import NoisyReason, NoisyState, StoredImage
+from ragllava.feedback import NoisyReason, NoisyState
+from ragllava.records import StoredImage
 from ragllava.stages.feedback.files import feedback_of, read_feedback
 from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task, read_annotations
 from ragllava.stages.feedback.labels import (
@@ -24,7 +25,7 @@ from ragllava.stages.feedback.labels import (
     store_feedback,
     view_question,
 )
-from ragllava.stages.results.results import output_file
+from ragllava.stages.results.output_files import output_file
 from ragllava.stores.learning import noisy
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.objects import content_key

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ragllava.errors import ImageRejected, UsageError
+from ragllava.errors import ImageRejected, RejectionClass, UsageError
 from ragllava.evaluation.datasets.files import (
     BadRow,
     find_images,
@@ -140,7 +140,7 @@ class TsvPicture:
         try:
             return base64.b64decode(content.strip(), validate=True)
         except binascii.Error as error:
-            raise ImageRejected(f"its row in {self.path.name} is not base64: {error}") from None
+            raise ImageRejected(RejectionClass.DAMAGED, f"its row in {self.path.name} is not base64: {error}") from None
 
 
 def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:

@@ -14,7 +14,7 @@ from ragllava.lab.bench.mixed_archive import MixedArchive, create_archives
 from ragllava.lab.bench.processes import BENCH, watched_memory
 from ragllava.lab.bench.rows import BenchRow, Wanted, timed
 from ragllava.lab.bench.workload import Workload
-from ragllava.stores.archives import vectors
+from ragllava.stores.archives import vector_search, vectors
 from ragllava.stores.archives.vectors import Vectors
 from ragllava.stores.database import read_at_once
 
@@ -118,7 +118,7 @@ def _archive_rows(workload: Workload, texts: Sequence[str]) -> list[BenchRow]:
 def _measure(client: Client, questions: Vectors, path: Path, archive: MixedArchive) -> _Measured:
     number = len(questions)
     index = read_at_once(client.engine, vectors.get_index, archive.index_id)
-    search_s, _ = timed(partial(read_at_once, client.engine, vectors.search, index, questions, _TOP_K))
+    search_s, _ = timed(partial(read_at_once, client.engine, vector_search.search, index, questions, _TOP_K))
     job_s, job_id = run_job(client, path, archive.name)
     reranked = [candidate.image.image_id for row in client.questions.results(job_id) for candidate in row.candidates]
     left_out, pairs_a_picture = number * _TOP_K - len(reranked), len(reranked) / len(set(reranked))

@@ -27,7 +27,7 @@ from ragllava.lab.bench.shapes import CLIP_SHAPE, write_random_clip
 from ragllava.lab.bench.workload import Workload
 from ragllava.models.profiles import RetrieverSource
 from ragllava.stages.ingest.embedding import DECODE_SCALE
-from ragllava.stores.archives import archive, indexes, vectors
+from ragllava.stores.archives import archive, indexes, vector_search, vectors
 from ragllava.stores.archives.vectors import Vectors
 from ragllava.stores.database import in_transaction, read_at_once
 
@@ -168,5 +168,5 @@ def _create_index(connection: Connection, case: _Case, archive_name: str) -> int
 def _lowest_cosine(client: Client, index_id: int, expected: Vectors) -> float:
     """The lowest cosine between the expected vector of a picture and its nearest stored one."""
     index = read_at_once(client.engine, vectors.get_index, index_id)
-    hits = read_at_once(client.engine, vectors.search, index, expected, k=1)
+    hits = read_at_once(client.engine, vector_search.search, index, expected, k=1)
     return min(nearest.retrieval_score for nearest, *_ in hits)

@@ -17,7 +17,7 @@ from typing import Self
 
 from sqlalchemy import Connection, Engine, event, text
 
-from ragllava.jobs import control, dispatch, ending, queue
+from ragllava.jobs import control, dispatch, ending, queue, views
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.dispatch import ShardMessage
 from ragllava.json_records import to_json
@@ -97,9 +97,9 @@ class _Bench:
     def view(self, job_id: int, share: int) -> None:
         """What `jobs list` and a waiting client ask."""
         with self.step(f"list at {share} %"):
-            read_at_once(self.engine, control.list_jobs)
+            read_at_once(self.engine, views.list_jobs)
         with self.step(f"wait at {share} %"):
-            read_at_once(self.engine, control.view, job_id)
+            read_at_once(self.engine, views.view, job_id)
 
     def cancel(self, job_id: int, share: int) -> None:
         """As the command does it."""
@@ -118,7 +118,7 @@ class _Bench:
 
     def wait(self, job_id: int) -> None:
         """End jobs as the tick does, until this one has ended."""
-        while not read_at_once(self.engine, control.has_ended, job_id):
+        while not read_at_once(self.engine, views.has_ended, job_id):
             ending.end_jobs(self.engine)
 
     @contextmanager
@@ -201,7 +201,7 @@ class Beside:
             for message in messages:
                 if in_transaction(self._engine, self._end_shard, message, small):
                     self._dispatched.append(time.perf_counter())
-            if read_at_once(self._engine, control.has_ended, small):
+            if read_at_once(self._engine, views.has_ended, small):
                 small = in_transaction(self._engine, _submit, _SMALL, 1)
 
     def _end_shard(self, connection: Connection, message: ShardMessage, job_id: int) -> bool:

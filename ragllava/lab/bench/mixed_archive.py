@@ -19,8 +19,8 @@ from ragllava.lab.bench.workload import Workload
 from ragllava.postcards.archive import draw_archive
 from ragllava.postcards.postcard import Postcard
 from ragllava.stores.archives import archive, blobs, graphs, indexes, vectors
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.archives.vectors import Vectors
 from ragllava.stores.database import in_transaction
 

@@ -14,8 +14,9 @@ from ragllava.lab.bench.processes import spend
 from ragllava.lab.bench.rows import BenchRow, Wanted, compare, timed
 from ragllava.lab.bench.synthetic import draw_vectors
 from ragllava.lab.bench.workload import Workload
-from ragllava.stores.archives import archive, graphs, indexes, vectors
-from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
+from ragllava.stores.archives import archive, graphs, indexes, vector_search, vectors
+from ragllava.stores.archives.vector_search import Hit
+from ragllava.stores.archives.vectors import IndexView, Vectors
 from ragllava.stores.database import in_transaction, read_at_once
 
 DIM = 512
@@ -38,8 +39,8 @@ def search_rows(workload: Workload) -> list[BenchRow]:
     workload.progress("search: building the graph")
     build_s, _ = timed(partial(graphs.build_hnsw, engine, index_id, above_rows=0))
     index = read_at_once(engine, vectors.get_index, index_id)  # once, as in the answer stage
-    graph = partial(_search, engine, vectors.search, index)
-    exact = partial(_search, engine, vectors.search_exact, index)
+    graph = partial(_search, engine, vector_search.search, index)
+    exact = partial(_search, engine, vector_search.search_exact, index)
     nearest = exact(questions)
     figures = {f"recall_at_{K}": _recall(graph(questions), nearest), "build_s": build_s}
     rows = []

@@ -9,7 +9,8 @@ from typing import Any
 
 from ragllava.lab.gate_trainings.results import SeedResult
 from ragllava.training.contest import EvaluatedVersion, leave_out_doubtful
-from ragllava.training.gate import WITH_CAPTIONS, GateRules, decide
+from ragllava.training.gate import WITH_CAPTIONS, decide
+from ragllava.training.gate_report import GateRules
 from ragllava.training.version_scores import RerankerScores
 
 _PARTS = 3  # of a fresh archive, each about as large as a hold-out

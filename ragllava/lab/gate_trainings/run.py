@@ -35,7 +35,8 @@ from ragllava.training.data.snapshot import Snapshot
 from ragllava.training.finetune.presets import choose_settings
 from ragllava.training.finetune.run import FinetuneConfig, train
 from ragllava.training.gate import WITH_CAPTIONS
-from ragllava.training.version_scores import EvaluationOptions, RerankerScores, evaluate_reranker
+from ragllava.training.scoring import EvaluationOptions, evaluate_reranker
+from ragllava.training.version_scores import RerankerScores
 from ragllava.whole_files import write_whole
 
 CHAMPION, CHALLENGER, TWIN = "champion", "challenger", "twin"

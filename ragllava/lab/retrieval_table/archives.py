@@ -17,8 +17,8 @@ from ragllava.postcards.postcard import Postcard
 from ragllava.settings import Settings
 from ragllava.stages.resources import PictureCache, Resources
 from ragllava.stores.archives import archive, blobs, graphs, indexes, vectors
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.archives.vectors import Vectors
 from ragllava.stores.database import in_transaction
 

@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, RejectionClass
 from ragllava.records import Origin, Question, Retrieval, Spelling
 from ragllava.stages.answer.splitting import MOST_BY_CAPTION
 from ragllava.stages.answer.tools import AnswerTools
-from ragllava.stores.archives import texts, vectors
+from ragllava.stores.archives import texts, vector_search
 from ragllava.stores.archives.filtering import FilterSql, compile_filter
 from ragllava.stores.archives.texts import ArchiveWords, AskedWords, WordHit
-from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
+from ragllava.stores.archives.vector_search import Hit
+from ragllava.stores.archives.vectors import IndexView, Vectors
 from ragllava.stores.database import read_at_once
 from ragllava.words import is_slip, names_in
 
@@ -106,7 +107,7 @@ def _embedded(questions: Sequence[Question], retriever: Retriever, tools: Answer
         for question in page:
             picture = decoded[str(question.picture)]
             if isinstance(picture, str):
-                raise ImageRejected(f"the picture of the question cannot be read: {picture}")
+                raise ImageRejected(RejectionClass.UNREADABLE, f"the picture of the question cannot be read: {picture}")
             pixels.append(retriever.prepare_image(picture))
         parts.append(retriever.embed_pixels(pixels, _PICTURES_AT_ONCE))
     return np.concatenate(parts)
@@ -152,7 +153,7 @@ class _Search:
 
     def _nearest(self, queries: Vectors) -> list[list[Hit]]:
         engine, k = self.tools.engine, self.tools.options.top_k
-        return read_at_once(engine, vectors.search, self.index, queries, k, self.condition)
+        return read_at_once(engine, vector_search.search, self.index, queries, k, self.condition)
 
     def _by_words(self, words: Sequence[AskedWords], queries: Vectors, limit: int) -> list[list[WordHit]]:
         return read_at_once(self.tools.engine, texts.search, self.index, words, limit, queries, self.condition)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import Engine
 
-from ragllava.jobs import control
+from ragllava.jobs import views
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Answer, Candidate, Change, ModelStamp, Question, Role
 from ragllava.settings import Settings
@@ -108,7 +108,7 @@ def plan_refresh(
 
     Raises UsageError when there is nothing to refresh, JobRefused when this machine's profile is not the archive's.
     """
-    job = require_answered(in_transaction(engine, control.view, job_id))
+    job = require_answered(in_transaction(engine, views.view, job_id))
     archive_id = in_transaction(engine, archive.get_archive, job.archive).archive_id
     tools = prepare(engine, settings, resources, archive_id, job.spec["options"], only_retrieve=True)
     reranker, generator = (

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from ragllava.answer_text import exact_match
 from ragllava.errors import JobRefused, RagllavaError
-from ragllava.records import Answer, AnswerStatus, Candidate, NoisyCase, NoisyReason, Origin, Question, evidence_of
+from ragllava.feedback import NoisyCase, NoisyReason
+from ragllava.records import Answer, AnswerStatus, Candidate, Origin, Question, evidence_of
 from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)

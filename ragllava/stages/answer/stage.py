@@ -10,13 +10,14 @@ from functools import partial
 from sqlalchemy import Connection
 
 from ragllava.errors import ShardInterrupted
+from ragllava.feedback import NoisyCase
 from ragllava.jobs import deadlines, queue
 from ragllava.jobs.deadlines import Room
 from ragllava.jobs.dispatch import live_slots
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
-from ragllava.records import Answer, Change, NoisyCase, Question
+from ragllava.records import Answer, Change, Question
 from ragllava.stages.answer.candidates import find_candidates
 from ragllava.stages.answer.changes import take_over_unchanged
 from ragllava.stages.answer.doubts import DoubtLimits, find_noisy

@@ -19,9 +19,10 @@ from sqlalchemy import Connection, func, select
 from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaError, UsageError
 from ragllava.filters import metadata_keys, parse_where
 from ragllava.imaging.decode import printable
-from ragllava.jobs import control
-from ragllava.jobs.control import WITH_PICTURES, JobView, NewJob
+from ragllava.jobs import control, views
+from ragllava.jobs.control import NewJob
 from ragllava.jobs.deadlines import NO_LIMITS, JobLimits
+from ragllava.jobs.views import WITH_PICTURES, JobView
 from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Question, Retrieval
 from ragllava.settings import Settings
@@ -140,7 +141,7 @@ def submit_refresh(connection: Connection, settings: Settings, earlier_job_id: i
     refresh of that job is open, that refresh is returned. Raises UsageError when there is nothing to refresh.
     """
     open_refresh = refreshes.lock_earlier(connection, earlier_job_id)
-    earlier = require_answered(control.view(connection, earlier_job_id))
+    earlier = require_answered(views.view(connection, earlier_job_id))
     if open_refresh is not None:
         return open_refresh, False
     job_id, is_new = control.create(

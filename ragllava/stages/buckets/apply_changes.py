@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 
 from sqlalchemy import Connection
 
-from ragllava.records import SourceFile
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.buckets.object_captions import (
     CaptionFiles,
     captions_for,
@@ -27,7 +27,8 @@ from ragllava.stages.ingest.reading import DISAPPEARED
 from ragllava.stages.ingest.submit import create_ingest
 from ragllava.stages.ingest.uris import MAX_URI, shown
 from ragllava.stores.archives import image_changes
-from ragllava.stores.archives.archive import ArchiveImage, document_of
+from ragllava.stores.archives.archive import document_of
+from ragllava.stores.archives.descriptions import ArchiveImage
 from ragllava.stores.archives.image_changes import NewName
 from ragllava.stores.buckets import bindings, bound_objects, change_events, listed_captions
 from ragllava.stores.buckets.bindings import Binding

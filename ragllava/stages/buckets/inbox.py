@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Engine
 
 from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, UsageError
-from ragllava.jobs import control
+from ragllava.jobs import views
 from ragllava.records import PRIORITIES, FileFormat
 from ragllava.settings import Settings
 from ragllava.stages.answer.asked_pictures import AskedPictures
@@ -50,12 +50,12 @@ def submit_question_file(
     outbox = _outbox(binding, key, etag)
     if isinstance(outbox, str):
         return InboxResult(None, outbox)
-    if job_id := in_transaction(engine, control.find_job, outbox.version):
+    if job_id := in_transaction(engine, views.find_job, outbox.version):
         return InboxResult(job_id, None)
     try:
         content = objects.read_external(binding.bucket, key)
         outbox = replace(outbox, etag=content.etag)  # the file may have changed since it was observed
-        job_id = in_transaction(engine, control.find_job, outbox.version)
+        job_id = in_transaction(engine, views.find_job, outbox.version)
         job_id = job_id or _submit(engine, settings, objects, binding, outbox, content.data)
     except SettingsError as error:  # not the file's fault: it can be read as soon as the access key may
         raise ServiceUnavailable(str(error)) from error

@@ -31,7 +31,7 @@ from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, Us
 from ragllava.jobs.isolation import reason_of
 from ragllava.json_records import write_json_lines
 from ragllava.metadata import clean_caption
-from ragllava.records import said_about_page
+from ragllava.source_files import said_about_page
 from ragllava.stages.ingest.captions import (
     MAX_CAPTION_FILE_BYTES,
     NOTHING,

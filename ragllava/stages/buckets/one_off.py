@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sqlalchemy import Connection
 
 from ragllava.errors import ObjectMissing, UsageError
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.buckets.binding import read_address
 from ragllava.stages.buckets.object_captions import object_uri
 from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, unreadable_package

@@ -1,8 +1,8 @@
-"""Keep archives in sync with their bound buckets: by change events, and by scans (docs/reliability.md D13).
+"""Keep archives in sync with their bound buckets, by change events (docs/reliability.md D13).
 
 `process_events` observes the objects that change events name and makes one ingest job of all that is new. Events can be
-lost, so `scan` lists the bucket, compares it with the recorded states, and repairs the difference. Both end in
-`apply_observations`, and any number of both may run concurrently.
+lost, so `scan` (scanning.py) lists the bucket, compares it with the recorded states, and repairs the difference. Both
+end in `apply_observations`, and any number of both may run concurrently.
 
 Objects come from outside. Whatever one of them, or one binding, makes fail, holds up no other (jobs/isolation.py).
 """
@@ -13,18 +13,15 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import ObjectMissing, RagllavaError, ServiceUnavailable, UsageError
+from ragllava.errors import ServiceUnavailable
 from ragllava.jobs.isolation import Isolation, reason_of
 from ragllava.settings import Settings
 from ragllava.stages.buckets.apply_changes import (
-    NOT_USABLE,
     Changes,
     Observation,
     apply_observations,
@@ -33,37 +30,28 @@ from ragllava.stages.buckets.apply_changes import (
 )
 from ragllava.stages.buckets.object_captions import (
     CaptionFiles,
-    kind_of,
-    object_uri,
     read_caption_files,
 )
 from ragllava.stages.buckets.observing import observe_objects
-from ragllava.stores.archives import archive, image_changes
 from ragllava.stores.buckets import (
     bindings,
     bound_objects,
     change_events,
-    held_removals,
     listed_captions,
-    listings,
 )
 from ragllava.stores.buckets.bindings import Binding, BindingRole
-from ragllava.stores.buckets.bound_objects import BoundObject, ObjectKind
+from ragllava.stores.buckets.bound_objects import ObjectKind
 from ragllava.stores.buckets.change_events import ChangeEvent
-from ragllava.stores.buckets.listings import ListedObject, MissingPictures
-from ragllava.stores.database import in_transaction, outside_transaction
-from ragllava.stores.maintenance.erasing_images import REMOVED_OBJECT
+from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
 OBJECTS_PER_JOB = 10_000  # observed together
-SHOWN_NAMES = 20  # of each kind of difference, in reports
 _LEASE_S = 300.0  # to observe OBJECTS_PER_JOB objects in a remote store
 _WAIT_S = 5.0  # until an object is observed again whose former version is still being ingested
 _LONGEST_WAIT_S = 60.0  # for a service that may be back soon
 _LONGEST_S = 600.0  # for anything else
-_LISTED_AT_ONCE = 1_000
 _REFRESHED_AT_ONCE = 2_000
 
 
@@ -75,43 +63,6 @@ class ProcessedEvents:
     kept: int  # change events whose objects will be observed again
     settled: int
     changes: Changes
-
-
-@dataclass(slots=True)
-class ScanReport:
-    """What a scan of one binding found and did."""
-
-    address: str
-    listed: int = 0
-    changes: Changes = field(default_factory=Changes)
-    # The first of those that are not tried again until they change, by key: the reason.
-    refused: dict[str, str] = field(default_factory=dict)
-    refused_number: int = 0
-    failed: dict[str, str] = field(default_factory=dict)  # by key: why the object could not be observed
-    held: int = 0  # objects that are gone, so many at once that their pictures stay
-    problem: str | None = None  # why nothing was compared
-
-    @property
-    def found_differences(self) -> bool:
-        """Whether the archive differed from the bucket."""
-        return any(self.changes.differences.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """The number of objects of each kind, and the first keys."""
-        named = self.changes.differences | {"waiting": [*self.changes.waiting, *self.changes.stale]}
-        reasons = {"refused": (self.refused_number, self.refused), "failed": (len(self.failed), self.failed)}
-        return {
-            "address": self.address,
-            "problem": self.problem,
-            "listed": self.listed,
-            "held": self.held,
-            "jobs": self.changes.job_ids,
-            **{name: {"number": len(keys), "first": sorted(keys)[:SHOWN_NAMES]} for name, keys in named.items()},
-            **{
-                name: {"number": number, "first": dict(sorted(by_key.items())[:SHOWN_NAMES])}
-                for name, (number, by_key) in reasons.items()
-            },
-        }
 
 
 def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> ProcessedEvents:
@@ -143,58 +94,6 @@ def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> 
             total.add(processed.changes)
             kept += processed.kept
     return ProcessedEvents(len(claimed), kept, settled, total)
-
-
-def scan(
-    engine: Engine,
-    settings: Settings,
-    objects: ObjectStore,
-    archive_name: str | None = None,
-    *,
-    allow_removals: bool = False,
-    retry_refused: bool = False,
-) -> list[ScanReport]:
-    """Compare the bound buckets of one archive, or of all, with the recorded states, and repair the differences.
-
-    When more than `settings.removals_share` of the pictures of a binding are gone, they and all other missing objects
-    of it stay, unless `allow_removals` is set. Objects that were refused are tried again when they change, with
-    `retry_refused` now, and when this version takes files of their name for pictures and an earlier one did not.
-
-    A bucket that cannot be compared (it is missing, it denies access) is the `problem` of its report, and the others
-    are compared. Raises UsageError for an unknown archive and one without a binding. If nothing at all could be
-    compared for an archive, its error is raised; nothing is retired then.
-    """
-    selected = in_transaction(engine, _bindings_of, archive_name)
-    if archive_name is not None and not selected:
-        raise UsageError(
-            f"the archive {archive_name} is not bound to a bucket; "
-            f"`ragllava archive bind {archive_name} s3://bucket/prefix/` binds it"
-        )
-    settle(engine)
-    reports: list[ScanReport] = []
-    errors: list[Exception] = []
-    for binding in selected:
-        report = ScanReport(binding.address)
-        reports.append(report)
-        try:
-            share = 1.0 if allow_removals else settings.removals_share
-            _scan_binding(engine, settings, objects, binding, report, share, retry_refused=retry_refused)
-        except Exception as error:
-            report.problem = reason_of(error)
-            errors.append(error)
-            log.warning(
-                report.problem,
-                exc_info=None if isinstance(error, RagllavaError) else error,
-                extra={"action": "scan_failed", "binding": binding.address},
-            )
-    if archive_name is not None and len(errors) == len(selected):
-        raise errors[0]
-    return reports
-
-
-def _bindings_of(connection: Connection, archive_name: str | None) -> list[Binding]:
-    archive_id = archive.get_archive(connection, archive_name).archive_id if archive_name is not None else None
-    return bindings.list_bindings(connection, archive_id)
 
 
 def settle(engine: Engine) -> int:
@@ -262,12 +161,12 @@ def _process_binding(
         change_events.add_totals(connection, changes.totals())
         return changes
 
-    applied = _apply(engine, objects, binding, observations, apply)
+    applied = apply_in_parts(engine, objects, binding, observations, apply)
     applied.failed |= failed
     for reason in set(applied.failed.values()):
         unobserved = [by_key[key] for key in applied.failed if applied.failed[key] == reason]
         in_transaction(engine, _postpone, unobserved, reason)
-    _log(binding, applied)
+    log_applied(binding, applied)
     return applied
 
 
@@ -281,7 +180,7 @@ def _postpone(connection: Connection, events: Sequence[ChangeEvent], reason: str
         change_events.postpone(connection, group, delay_s, reason)
 
 
-def _apply(
+def apply_in_parts(
     engine: Engine, objects: ObjectStore, binding: Binding, observations: Sequence[Observation], apply: Apply
 ) -> _Applied:
     """Apply observations in one transaction, then refresh the pictures whose captions these have changed."""
@@ -321,105 +220,6 @@ def _apply_part(
             log.error(reason_of(error), exc_info=error, extra={"action": "object_not_applied"})
 
 
-def _scan_binding(
-    engine: Engine,
-    settings: Settings,
-    objects: ObjectStore,
-    binding: Binding,
-    report: ScanReport,
-    removals_share: float,
-    *,
-    retry_refused: bool,
-) -> None:
-    """Fills in `report`. Neither the listing nor the recorded states are in memory: the database compares them."""
-    with outside_transaction(engine) as session:
-        listings.begin(session)
-        try:
-            listed = objects.list_external(binding.bucket, binding.prefix)
-            while part := [ListedObject(i.key, i.etag, i.size_bytes) for i in islice(listed, _LISTED_AT_ONCE)]:
-                report.listed += listings.add(session, part)
-        except ObjectMissing:
-            raise UsageError(f"there is no bucket {binding.bucket}, so nothing was compared with it") from None
-        listings.compare(session, binding.binding_id)
-        _relink_images(engine, session, binding)
-        _add_refused(engine, session, binding, retry=retry_refused)
-        missing = listings.missing_pictures(session, binding.binding_id)
-        if in_transaction(engine, _hold, binding, missing, removals_share):
-            report.held = listings.leave_missing(session)
-        refusals = listings.refusals(session, binding.binding_id, SHOWN_NAMES)
-        report.refused, report.refused_number = refusals.first, refusals.number
-        last = ""
-        while page := listings.differences(session, last, OBJECTS_PER_JOB):
-            last = page[-1].key
-            by_key = {difference.key: difference for difference in page}
-            listed_now = {d.key: ListedObject(d.key, d.etag, d.size_bytes or 0) for d in page if d.etag is not None}
-            observations, failed = observe_objects(engine, settings, objects, binding, list(by_key), listed_now)
-            observations = [replace(o, reingest=by_key[o.key].is_lost and o.now is not None) for o in observations]
-            applied = _apply(engine, objects, binding, observations, partial(_apply_scanned, settings, binding))
-            applied.failed |= failed
-            _log(binding, applied)
-            report.failed |= applied.failed
-            report.changes.add(applied.changes)
-    in_transaction(engine, bindings.record_scan, binding.binding_id)
-
-
-def _hold(connection: Connection, binding: Binding, missing: MissingPictures, share: float) -> bool:
-    """Whether the missing objects are too many to be believed; recorded for `ragllava status`."""
-    if not held_removals.is_too_much(missing.number, missing.pictures, share):
-        held_removals.release(connection, binding.archive_id, binding.address)
-        return False
-    held_removals.hold(connection, binding.archive_id, binding.address, missing.number, missing.pictures)
-    return True
-
-
-def _apply_scanned(
-    settings: Settings,
-    binding: Binding,
-    connection: Connection,
-    observations: Sequence[Observation],
-    caption_files: CaptionFiles,
-) -> Changes:
-    changes = apply_observations(connection, settings, binding, observations, caption_files)
-    change_events.record(connection, [(binding.bucket, key) for key in (*changes.waiting, *changes.stale)])
-    return changes
-
-
-def _relink_images(engine: Engine, session: Connection, binding: Binding) -> None:
-    """Find the images of pictures whose recorded image is missing or retired, by their uris.
-
-    The pictures without an image, except rejected ones, become differences.
-    """
-    last = ""
-    while page := in_transaction(engine, bound_objects.unlinked_pictures, binding.binding_id, last, OBJECTS_PER_JOB):
-        last = max(page)
-        links = in_transaction(engine, _link_images, binding, list(page))
-        listings.add_lost(session, [key for key, reason in page.items() if key not in links and not reason])
-
-
-def _add_refused(engine: Engine, session: Connection, binding: Binding, *, retry: bool) -> None:
-    """Make differences of the refused objects that are to be tried again."""
-    last = ""
-    while page := in_transaction(engine, bound_objects.refused_objects, binding.binding_id, last, OBJECTS_PER_JOB):
-        last = page[-1].key
-        listings.add_lost(session, [refused.key for refused in page if _is_retried(binding, refused, retry)])
-
-
-def _is_retried(binding: Binding, refused: BoundObject, retry: bool) -> bool:
-    if refused.reason == NOT_USABLE:  # by its name, which an earlier version may have known less about
-        return kind_of(binding, refused.key) is not refused.kind
-    return retry and refused.kind in (ObjectKind.PICTURE, ObjectKind.CAPTIONS) and refused.reason != REMOVED_OBJECT
-
-
-def _link_images(connection: Connection, binding: Binding, keys: Sequence[str]) -> dict[str, int]:
-    by_uri = {object_uri(binding.bucket, key): key for key in keys}
-    images = image_changes.images_at(connection, binding.archive_id, by_uri)
-    links: dict[str, int] = {}
-    for uri, image in sorted(images.items(), key=lambda item: item[1].image_id):
-        links.setdefault(by_uri[archive.document_of(uri)], image.image_id)  # of a document, one page
-    bound_objects.link_images(connection, binding.binding_id, links)
-    return links
-
-
 def _new_caption_files(
     objects: ObjectStore, binding: Binding, observations: Sequence[Observation]
 ) -> AbstractContextManager[CaptionFiles]:
@@ -432,7 +232,8 @@ def _new_caption_files(
     return read_caption_files(objects, binding, is_new)
 
 
-def _log(binding: Binding, applied: _Applied) -> None:
+def log_applied(binding: Binding, applied: _Applied) -> None:
+    """A line for what was done, and one for each of the first objects that could not be applied."""
     changes, failed = applied.changes, applied.failed
     facts = {**changes.totals(), "waiting": len(changes.waiting), "failed": len(failed), "jobs": changes.job_ids}
     log.info("bucket compared", extra={"action": "change_events_processed", "binding": binding.address, **facts})

@@ -15,16 +15,17 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ImageRejected
-from ragllava.jobs import control
-from ragllava.records import SourceFile
+from ragllava.jobs import views
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.captions import Columns, read_captions
 from ragllava.stages.ingest.files import open_regular
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import create_ingest
 from ragllava.stages.ingest.uris import file_uri, parse_uri
 from ragllava.stores.archives import archive, image_changes
-from ragllava.stores.archives.archive import ArchiveImage, document_of, page_of
+from ragllava.stores.archives.archive import document_of, page_of
+from ragllava.stores.archives.descriptions import ArchiveImage
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
 from ragllava.stores.buckets import held_removals
 from ragllava.stores.database import in_transaction
@@ -195,4 +196,4 @@ def _file_hash(image: ArchiveImage) -> str:
 
 
 def _unfinished(connection: Connection, job_ids: Iterable[int]) -> set[int]:
-    return {job_id for job_id in job_ids if not control.view(connection, job_id).is_final}
+    return {job_id for job_id in job_ids if not views.view(connection, job_id).is_final}

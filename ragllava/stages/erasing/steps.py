@@ -16,14 +16,14 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import UsageError
-from ragllava.jobs import control
+from ragllava.jobs import views
 from ragllava.jobs.isolation import Isolation
 from ragllava.records import JobKind
 from ragllava.stages.results.finalize import publish_result, result_lock
 from ragllava.stores.archives import blobs, word_index
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import trainings
-from ragllava.stores.maintenance import erasing_images, erasing_jobs, erasures
+from ragllava.stores.maintenance import erasing_content, erasing_images, erasing_jobs, erasures
 from ragllava.stores.maintenance.erasures import ErasureKind, OpenErasure, Pending
 from ragllava.stores.objects import ObjectStore
 
@@ -91,7 +91,7 @@ class Eraser:
         if pending.is_requested:
             pending = self._commit("retire", _retire, erasure.erasure_id, archive_id, pending)
         # A running shard may still write a candidate: its job is cleaned now, and again when it has ended.
-        waits_for = in_transaction(self.engine, erasing_images.unfinished_jobs, pending.jobs)
+        waits_for = in_transaction(self.engine, erasing_jobs.unfinished_jobs, pending.jobs)
         if pending.is_waiting and waits_for == set(pending.jobs):
             in_transaction(self.engine, erasures.progress, erasure.erasure_id, {})
             return pending.jobs
@@ -115,7 +115,7 @@ class Eraser:
 
     def _republish(self, erasure_id: int, pending: Pending) -> None:
         """Write the result files of the jobs again, also those in an outbox. An open job has none yet."""
-        still_open = in_transaction(self.engine, erasing_images.unfinished_jobs, pending.republished)
+        still_open = in_transaction(self.engine, erasing_jobs.unfinished_jobs, pending.republished)
         for job_id in pending.republished:
             if job_id in still_open:
                 continue
@@ -132,7 +132,7 @@ class Eraser:
         while self._count("inputs", erasure_id, erasing_jobs.delete_inputs, job_id):
             pass
         # The pictures of its questions, also those that an interrupted erasure has marked.
-        if marked := in_transaction(self.engine, erasing_images.marked_content):
+        if marked := in_transaction(self.engine, erasing_content.marked_content):
             self._delete_content(erasure_id, marked)
         self.before_step("files")
         with result_lock(self.engine, job_id):  # who writes them at this moment would write them again
@@ -158,7 +158,7 @@ class Eraser:
             pass
         while self._count("images", erasure_id, erasing_jobs.delete_images, archive_id):
             pass
-        self._delete_content(erasure_id, in_transaction(self.engine, erasing_images.marked_content))
+        self._delete_content(erasure_id, in_transaction(self.engine, erasing_content.marked_content))
         while words := self._commit("word counts", erasing_jobs.delete_word_counts, archive_id):
             self._commit("vocabulary", word_index.forget, None, sorted(set(words)))
         self._count("archive", erasure_id, erasing_jobs.delete_archive, archive_id)
@@ -168,7 +168,7 @@ class Eraser:
     def _delete_content(self, erasure_id: int, hashes: Iterable[str]) -> None:
         """Each object in its own transaction, so that an importer of the same bytes waits for no other."""
         deleted = 0
-        for sha256 in self._commit("content", erasing_images.mark_content, list(hashes)):
+        for sha256 in self._commit("content", erasing_content.mark_content, list(hashes)):
             self.before_step("object")
             deleted += in_transaction(self.engine, blobs.delete_blob, sha256, self.objects.delete_content)
         in_transaction(self.engine, erasures.progress, erasure_id, {"objects": deleted})
@@ -214,7 +214,7 @@ def _clean_answers(connection: Connection, erasure_id: int, job_id: int, first: 
 def _training_folder(connection: Connection, job_id: int) -> str | None:
     """The folder of a training that is still there."""
     try:
-        job = control.view(connection, job_id)
+        job = views.view(connection, job_id)
     except UsageError:
         return None
     return trainings.folder_of(job_id, job.created_at) if job.kind == JobKind.TRAIN else None

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ragllava.errors import LineError
-from ragllava.records import FileFormat, Verdict
+from ragllava.feedback import Verdict
+from ragllava.records import FileFormat
 from ragllava.stages.record_files.layouts import UNSTORABLE, CheckedFile, Layout, Record, Rejected
 from ragllava.stages.record_files.opening import MAX_LINES, format_by_extension, opened_records
 

@@ -17,7 +17,8 @@ from sqlalchemy import Connection
 
 from ragllava.answer_text import exact_match
 from ragllava.errors import InvalidInput, LineError, UsageError
-from ragllava.records import AnswerStatus, JobKind, Label, NoisyCase, NoisyReason, NoisyState, StoredImage, Verdict
+from ragllava.feedback import Label, NoisyCase, NoisyReason, NoisyState, Verdict
+from ragllava.records import AnswerStatus, JobKind, StoredImage
 from ragllava.stages.feedback.files import Dismissal, FeedbackFile, FeedbackLine, ImageName
 from ragllava.stages.record_files.layouts import Rejected
 from ragllava.stores.archives import archive

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from ragllava.errors import Conflict, InvalidInput, NotFound
-from ragllava.records import NoisyState, Verdict
+from ragllava.feedback import NoisyState, Verdict
 from ragllava.stages.feedback.files import FeedbackFile, FeedbackLine
 from ragllava.stages.feedback.labels import store_feedback
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey, load_questions

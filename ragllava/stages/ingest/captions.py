@@ -19,7 +19,8 @@ from ragllava.errors import InvalidInput, UsageError
 from ragllava.imaging.embedded import is_default_caption
 from ragllava.metadata import Metadata, clean_caption, clean_key, clean_metadata, is_cut, merge_metadata, picture_name
 from ragllava.picture_names import FileName, match_names, split_page
-from ragllava.records import FileFormat, PageCaption
+from ragllava.records import FileFormat
+from ragllava.source_files import PageCaption
 from ragllava.stages.ingest.caption_documents import EXIFTOOL_NAME, exiftool_values, headerless, is_exiftool, unfold
 from ragllava.stages.record_files.layouts import Layout, Record, Rejected, checked_records, named
 from ragllava.stages.record_files.opening import EXTENSIONS, format_by_extension, opened_records

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from io import BufferedReader
 from typing import Literal
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, Rejection, RejectionClass
 
 PackedScheme = Literal["zip", "tar"]
 
@@ -119,17 +119,19 @@ def open_regular(path: str) -> BufferedReader:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise ImageRejected(why_unreadable(error)) from error
+        raise ImageRejected(*why_unreadable(error)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ImageRejected("it is not a regular file but a folder, pipe, socket or device")
+        raise ImageRejected(RejectionClass.UNREADABLE, "it is not a regular file but a folder, pipe, socket or device")
     return os.fdopen(descriptor, "rb")
 
 
-def why_unreadable(error: OSError) -> str:
-    """One sentence about an error of the file system."""
+def why_unreadable(error: OSError) -> Rejection:
+    """The rejection of a file for an error of the file system."""
     if isinstance(error, FileNotFoundError):
-        return "it disappeared since it was listed"
-    if error.errno == errno.ELOOP:
-        return "it is a symbolic link that leads out of the folder, or that was put there since it was listed"
-    return f"it cannot be read: {(error.strerror or str(error)).lower()}"
+        reason = "it disappeared since it was listed"
+    elif error.errno == errno.ELOOP:
+        reason = "it is a symbolic link that leads out of the folder, or that was put there since it was listed"
+    else:
+        reason = f"it cannot be read: {(error.strerror or str(error)).lower()}"
+    return Rejection(RejectionClass.UNREADABLE, reason)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, BinaryIO, cast
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, Rejection, RejectionClass
 from ragllava.imaging.decode import MAX_BYTES, TOO_MANY_BYTES, printable
 from ragllava.stages.ingest.captions import MAX_CAPTION_FILE_BYTES, NOTHING, Description
 from ragllava.stages.ingest.files import (
@@ -60,12 +60,12 @@ _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zip
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One offered member of a packed file; `description` is what its sidecars say, `rejected` the reason why it cannot
-    be read, if any."""
+    """One offered member of a packed file; `description` is what its sidecars say, `rejected` why it cannot be
+    read, if so."""
 
     name: str
     description: Description = NOTHING
-    rejected: str | None = None
+    rejected: Rejection | None = None
 
 
 def list_members(scheme: PackedScheme, path: str, listing: Listing | None = None) -> Iterator[Member]:
@@ -90,13 +90,17 @@ def read_members(
         yield from _read_zip(file, names) if scheme == "zip" else _read_tar(file, names)
 
 
-def _name_problem(name: str, scheme: PackedScheme) -> str | None:
+def _name_problem(name: str, scheme: PackedScheme) -> Rejection | None:
     """Why a member is rejected for its name alone."""
     if leads_out(name):
-        return f"its name leads out of the {scheme} file (../ or an absolute path)"
+        return _packed(f"its name leads out of the {scheme} file (../ or an absolute path)")
     if packed_scheme(name) is not None or unreadable_package(name) is not None:
-        return f"it is a packed file inside the {scheme} file; unpack it first"
+        return _packed(f"it is a packed file inside the {scheme} file; unpack it first")
     return None
+
+
+def _packed(reason: str) -> Rejection:
+    return Rejection(RejectionClass.PACKED, reason)
 
 
 # Zip
@@ -130,7 +134,9 @@ def _list_zip(file: BinaryIO, listing: Listing) -> Iterator[Member]:
     packed_bytes = os.fstat(file.fileno()).st_size
     with _damage("zip"), zipfile.ZipFile(file) as package:
         if len(package.infolist()) > MAX_MEMBERS:
-            raise ImageRejected(f"the zip file has more than the {MAX_MEMBERS:,} members allowed")
+            raise ImageRejected(
+                RejectionClass.TOO_LARGE, f"the zip file has more than the {MAX_MEMBERS:,} members allowed"
+            )
         members = _ZipMembers(package)
         others = {name for name, _ in members.infos if not is_hidden(name) and not is_offered(name)}
         used: set[str] = set()
@@ -145,7 +151,9 @@ def _list_zip(file: BinaryIO, listing: Listing) -> Iterator[Member]:
             if problem is None:
                 total += info.file_size
                 if total > min(MAX_TOTAL_BYTES, max(TOTAL_FLOOR, MAX_RATIO * packed_bytes)):
-                    raise ImageRejected("the zip file unpacks to far more than it holds (a zip bomb?)")
+                    raise ImageRejected(
+                        RejectionClass.PACKED, "the zip file unpacks to far more than it holds (a zip bomb?)"
+                    )
             sidecars = [] if problem else [s for n in sidecar_names(name) if (s := members.spelled(n)) in others]
             contents = {s: _zip_content(package, members.by_name[s], MAX_SIDECAR_BYTES) for s in sidecars if s}
             said = (read_sidecar(sidecar, content) for sidecar, content in contents.items() if content is not None)
@@ -172,18 +180,20 @@ def _add_caption_file(listing: Listing, name: str, content: bytes | None) -> Non
         listing.caption_files.append(CaptionFile(f"{folder}/" if folder else "", base, content))
 
 
-def _zip_problem(members: _ZipMembers, name: str, info: zipfile.ZipInfo) -> str | None:
+def _zip_problem(members: _ZipMembers, name: str, info: zipfile.ZipInfo) -> Rejection | None:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
-        return "it is a link or device inside the zip file"
+        return _packed("it is a link or device inside the zip file")
     if info.flag_bits & 0x1:
-        return "it is encrypted inside the zip file; unpack it with its password first"
+        reason = "it is encrypted inside the zip file; unpack it with its password first"
+        return Rejection(RejectionClass.UNSUPPORTED, reason)
     if info.compress_type not in _ZIP_METHODS:
-        return f"it is packed with method {info.compress_type}, which cannot be read; pack it again as a usual zip"
+        reason = f"it is packed with method {info.compress_type}, which cannot be read; pack it again as a usual zip"
+        return Rejection(RejectionClass.UNSUPPORTED, reason)
     if info.file_size > max(MEMBER_FLOOR, MAX_RATIO * info.compress_size):
-        return f"it unpacks to more than {MAX_RATIO} times its packed size (a zip bomb?)"
+        return _packed(f"it unpacks to more than {MAX_RATIO} times its packed size (a zip bomb?)")
     if members.by_name[name] is not info:
-        return "the zip file has another member of the same name"
+        return _packed("the zip file has another member of the same name")
     return _name_problem(name, "zip")
 
 
@@ -195,13 +205,15 @@ def _read_zip(file: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, byt
             info = members.by_name[name]
             problem = _zip_problem(members, name, info)
             if problem is not None:
-                yield name, ImageRejected(problem)
+                yield name, ImageRejected(*problem)
                 continue
             try:
                 with package.open(info) as stream:
                     content: bytes | ImageRejected = read_capped(stream)
             except _DAMAGE as error:
-                content = ImageRejected(f"it is damaged inside the zip file: {printable(str(error))}")
+                content = ImageRejected(
+                    RejectionClass.DAMAGED, f"it is damaged inside the zip file: {printable(str(error))}"
+                )
             yield name, content
 
 
@@ -234,7 +246,7 @@ def _list_tar(file: BinaryIO, listing: Listing) -> Iterator[Member]:
     seen: set[str] = set()
     for member in members:
         if member.name in seen and member.rejected is None:
-            member = replace(member, rejected="the tar file has another member of the same name")  # noqa: PLW2901
+            member = replace(member, rejected=_packed("the tar file has another member of the same name"))  # noqa: PLW2901
         seen.add(member.name)
         own = [name for n in sidecar_names(member.name, of_sample=True) if (name := n.casefold()) in sidecars]
         yield replace(member, description=combined(sidecars[name] for name in own))
@@ -245,9 +257,9 @@ def _list_tar(file: BinaryIO, listing: Listing) -> Iterator[Member]:
         raise damage
 
 
-def _tar_problem(info: tarfile.TarInfo) -> str | None:
+def _tar_problem(info: tarfile.TarInfo) -> Rejection | None:
     if not info.isreg() or info.issparse():
-        return "it is a link, device or sparse file inside the tar file"
+        return _packed("it is a link, device or sparse file inside the tar file")
     return _name_problem(info.name, "tar")
 
 
@@ -259,7 +271,7 @@ def _read_tar(file: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, byt
                 continue
             requested.remove(info.name)
             problem = _tar_problem(info)
-            yield info.name, ImageRejected(problem) if problem else read_capped(_tar_content(package, info))
+            yield info.name, ImageRejected(*problem) if problem else read_capped(_tar_content(package, info))
             if not requested:  # the remaining members need not be unpacked
                 return
 
@@ -272,21 +284,23 @@ def _tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarI
         while (info := package.next()) is not None:
             count += 1
             if count > MAX_MEMBERS:
-                raise ImageRejected(f"the tar file has more than the {MAX_MEMBERS:,} members allowed")
+                raise ImageRejected(
+                    RejectionClass.TOO_LARGE, f"the tar file has more than the {MAX_MEMBERS:,} members allowed"
+                )
             if info.size < 0:  # would make tarfile of older Pythons loop forever
-                raise ImageRejected("the tar file is damaged: a member has a negative size")
+                raise ImageRejected(RejectionClass.DAMAGED, "the tar file is damaged: a member has a negative size")
             package.members.clear()  # type: ignore[attr-defined]  # it keeps all of them, one kilobyte each
             if not info.isdir():
                 yield package, info
         # tarfile treats a damaged header as the end; the real end consists of zeros.
         if stream.last_read.strip(b"\x00"):
-            raise ImageRejected(f"the tar file is damaged after {count:,} members")
+            raise ImageRejected(RejectionClass.DAMAGED, f"the tar file is damaged after {count:,} members")
 
 
 def _tar_content(package: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     content = package.extractfile(info)
     if content is None:
-        raise ImageRejected(f"the tar file is damaged at {info.name!r}")
+        raise ImageRejected(RejectionClass.DAMAGED, f"the tar file is damaged at {info.name!r}")
     return content
 
 
@@ -344,7 +358,7 @@ def read_capped(stream: IO[bytes]) -> bytes | ImageRejected:
     """All bytes of `stream`, or the rejection of a file of more than MAX_BYTES."""
     data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        return ImageRejected(TOO_MANY_BYTES)
+        return ImageRejected(*TOO_MANY_BYTES)
     return data
 
 
@@ -354,4 +368,4 @@ def _damage(kind: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise ImageRejected(f"the {kind} file is damaged: {printable(str(error))}") from error
+        raise ImageRejected(RejectionClass.DAMAGED, f"the {kind} file is damaged: {printable(str(error))}") from error

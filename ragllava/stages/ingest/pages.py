@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ragllava.errors import ImageRejected
 from ragllava.imaging.sandbox import DecoderPool
-from ragllava.records import FileOutcome, FileStatus, said_about_page
+from ragllava.source_files import FileOutcome, FileStatus, said_about_page
 from ragllava.stages.ingest.reading import ReadFile
 from ragllava.stores.archives.archive import PAGE_MARK
 from ragllava.stores.archives.ingest_files import PendingFile
@@ -98,5 +98,6 @@ def _of_document(last: Part, outcomes: Sequence[FileOutcome]) -> FileOutcome:
     for status in (FileStatus.STORED, FileStatus.UPDATED, FileStatus.DUPLICATE, FileStatus.REJECTED):
         if by_status[status]:
             first = next((o.image_id for o in outcomes if o.image_id is not None), None)
-            return FileOutcome(last.file_no, status, note, first)
+            why = rejected[0].rejection_class if status is FileStatus.REJECTED else None
+            return FileOutcome(last.file_no, status, note, first, why)
     raise ValueError("a document without an outcome of a page")

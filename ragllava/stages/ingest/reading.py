@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from ragllava.errors import ImageRejected, ObjectMissing, UsageError
+from ragllava.errors import ImageRejected, ObjectMissing, ObjectTooLarge, RejectionClass, UsageError
 from ragllava.imaging.decode import MAX_BYTES, TOO_MANY_BYTES
 from ragllava.stages.ingest.files import PackedScheme, open_regular, why_unreadable
 from ragllava.stages.ingest.packed import read_capped, read_members
@@ -42,17 +42,18 @@ def _read_single(uri: str, open_object: OpenObject) -> bytes | ImageRejected:
         location = parse_uri(uri)
         if location.scheme == "s3":
             data = open_object(location.path, location.member)
-            return data if len(data) <= MAX_BYTES else ImageRejected(TOO_MANY_BYTES)
+            return data if len(data) <= MAX_BYTES else ImageRejected(*TOO_MANY_BYTES)
         with open_regular(location.path) as file:
             return read_capped(file)
     except ImageRejected as rejection:
         return rejection
     except ObjectMissing:
-        return ImageRejected(DISAPPEARED)
+        return ImageRejected(RejectionClass.UNREADABLE, DISAPPEARED)
     except UsageError as error:
-        return ImageRejected(str(error))
+        is_too_large = isinstance(error, ObjectTooLarge)
+        return ImageRejected(RejectionClass.TOO_LARGE if is_too_large else RejectionClass.OTHER, str(error))
     except OSError as error:
-        return ImageRejected(why_unreadable(error))
+        return ImageRejected(*why_unreadable(error))
 
 
 def _read_package(files: Sequence[tuple[int, str]]) -> Iterator[ReadFile]:
@@ -62,7 +63,7 @@ def _read_package(files: Sequence[tuple[int, str]]) -> Iterator[ReadFile]:
         numbers.setdefault(parse_uri(uri).member, []).append(number)
     package = parse_uri(files[0][1])
     scheme: PackedScheme = "zip" if package.scheme == "zip" else "tar"
-    rejection = ImageRejected("it disappeared from its packed file since it was listed")
+    rejection = ImageRejected(RejectionClass.UNREADABLE, "it disappeared from its packed file since it was listed")
     try:
         for name, content in read_members(scheme, package.path, numbers.keys()):
             for number in numbers.pop(name):

@@ -1,7 +1,7 @@
 """List the files that a user offers to an archive: files, folders, zip and tar files.
 
 files.py decides which files of a folder are offered. Every offered file ends as stored, duplicate or rejected; if the
-listing itself can tell that a file is unusable, the reason is in SourceFile.rejected.
+listing itself can tell that a file is unusable, SourceFile.rejected says why.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ragllava.errors import ImageRejected, UsageError
-from ragllava.records import SourceFile
+from ragllava.errors import ImageRejected, Rejection, RejectionClass, UsageError
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.captions import NOTHING, Captions, Description, first_description, read_beside
 from ragllava.stages.ingest.files import (
     PackedScheme,
@@ -143,7 +143,8 @@ def _walk(root: Path, listing: Listing) -> Iterator[_Offered]:
             entered.add((status.st_dev, status.st_ino))
             entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
         except OSError as error:
-            yield _rejected(folder, prefix.rstrip("/") or root.name, f"the folder: {why_unreadable(error)}")
+            why = why_unreadable(error)
+            yield _rejected(folder, prefix.rstrip("/") or root.name, why._replace(reason=f"the folder: {why.reason}"))
             continue
         names = {entry.name.casefold(): entry.name for entry in entries}
         others: set[str] = set()
@@ -158,7 +159,9 @@ def _walk(root: Path, listing: Listing) -> Iterator[_Offered]:
                 is_folder = stat.S_ISDIR(target.stat().st_mode)
             except (OSError, ImageRejected) as error:
                 if is_offered(entry.name):
-                    yield _rejected(entry, source, why_unreadable(error) if isinstance(error, OSError) else str(error))
+                    yield _rejected(
+                        entry, source, why_unreadable(error) if isinstance(error, OSError) else error.rejection
+                    )
                 continue
             if is_folder:
                 subfolders.append((target, f"{source}/"))
@@ -181,9 +184,9 @@ def _follow(path: Path, true_root: Path) -> Path:
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: cyclic links, up to Python 3.12
-        raise ImageRejected("it is a symbolic link that leads nowhere") from None
+        raise ImageRejected(RejectionClass.UNREADABLE, "it is a symbolic link that leads nowhere") from None
     if not target.is_relative_to(true_root):
-        raise ImageRejected("it is a symbolic link that leads out of the folder")
+        raise ImageRejected(RejectionClass.UNREADABLE, "it is a symbolic link that leads out of the folder")
     return target
 
 
@@ -213,31 +216,34 @@ def _offer_members(
             name = member.name.removeprefix("./")
             file = SourceFile(shown(f"{source}/{name}"), uri, rejected=member.rejected or _too_long(uri))
             yield _Offered(file, shown(f"{displayed}/{name}"), member.description)
-    except ImageRejected as rejection:
-        yield _rejected(path, source, str(rejection))
+    except ImageRejected as error:
+        yield _rejected(path, source, error.rejection)
     listing.caption_files[first_caption_file:] = [
         replace(file, folder=shown(f"{source}/{file.folder}")) for file in listing.caption_files[first_caption_file:]
     ]
 
 
-def _problem(path: Path, source: str) -> str | None:
+def _problem(path: Path, source: str) -> Rejection | None:
     """Why a file is rejected without reading it."""
     extension = unreadable_package(source)
     if extension is not None:
-        return f"{extension} files cannot be read; unpack it, or pack it as zip or tar.gz"
+        reason = f"{extension} files cannot be read; unpack it, or pack it as zip or tar.gz"
+        return Rejection(RejectionClass.UNSUPPORTED, reason)
     try:
         mode = path.stat().st_mode
     except OSError as error:
         return why_unreadable(error)
     if not stat.S_ISREG(mode):
-        return "it is not a regular file but a pipe, socket or device"
+        return Rejection(RejectionClass.UNREADABLE, "it is not a regular file but a pipe, socket or device")
     if not os.access(path, os.R_OK):
-        return "it cannot be read: permission denied"
+        return Rejection(RejectionClass.UNREADABLE, "it cannot be read: permission denied")
     return _too_long(file_uri(path))
 
 
-def _too_long(uri: str) -> str | None:
-    return f"its path is longer than the {MAX_URI:,} characters allowed" if len(uri) > MAX_URI else None
+def _too_long(uri: str) -> Rejection | None:
+    if len(uri) <= MAX_URI:
+        return None
+    return Rejection(RejectionClass.TOO_LARGE, f"its path is longer than the {MAX_URI:,} characters allowed")
 
 
 def _read_sidecars(sidecars: Sequence[Path]) -> Description:
@@ -255,5 +261,5 @@ def _read_sidecars(sidecars: Sequence[Path]) -> Description:
     return combined(said)
 
 
-def _rejected(path: Path, source: str, reason: str) -> _Offered:
-    return _Offered(SourceFile(shown(source), file_uri(path), rejected=reason), shown(str(path)))
+def _rejected(path: Path, source: str, why: Rejection) -> _Offered:
+    return _Offered(SourceFile(shown(source), file_uri(path), rejected=why), shown(str(path)))

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
-from ragllava.errors import ArchiveChanged, ImageRejected, IndexUnusable, JobRefused, ScoreRejected
+from ragllava.errors import ArchiveChanged, ImageRejected, IndexUnusable, JobRefused, Rejection, ScoreRejected
 from ragllava.jobs.runner import ShardContext
 from ragllava.metadata import Metadata
-from ragllava.records import FileOutcome, FileStatus
+from ragllava.source_files import FileOutcome, FileStatus
 from ragllava.stages.ingest.embedding import PreparedImage, in_steps, one_ahead, one_behind, prepare_for
 from ragllava.stages.ingest.pages import DocumentOutcomes, Part, PartContent, split_pages
 from ragllava.stages.ingest.reading import read_sources
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, vectors, word_index
-from ragllava.stores.archives.archive import ArchiveImage, NewImage, StoredRow
+from ragllava.stores.archives.archive import StoredRow
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import ArchiveImage, NewImage
 from ragllava.stores.archives.ingest_files import PendingFile
 from ragllava.stores.archives.vectors import IndexView, Vectors
 from ragllava.stores.objects import content_key
@@ -55,17 +56,17 @@ class Batch:
     files: dict[Part, PendingFile]
     documents: DocumentOutcomes  # of the shard
     targets: list[EmbeddingTarget]
-    rejected: dict[Part, str] = field(default_factory=dict)  # reasons
+    rejected: dict[Part, Rejection] = field(default_factory=dict)
     hashes: dict[Part, str] = field(default_factory=dict)  # of every readable picture
     prepared: dict[str, PreparedImage] = field(default_factory=dict)  # by hash; only what is new to the archive
     embedded: dict[str, Metadata] = field(default_factory=dict)  # by hash; of files that were opened, also older ones
     uploads: list[Future[str]] = field(default_factory=list)  # of new pictures that are not in the object store
 
-    def reject(self, sha256: str, reason: str) -> None:
+    def reject(self, sha256: str, rejection: Rejection) -> None:
         """Reject all pictures with these bytes."""
         for part in [part for part, hashed in self.hashes.items() if hashed == sha256]:
             del self.hashes[part]
-            self.rejected[part] = reason
+            self.rejected[part] = rejection
 
 
 def ingest_stage(context: Context) -> None:
@@ -147,7 +148,7 @@ def prepare(
     contents: dict[str, bytes] = {}
     for part, data in chunk:
         if isinstance(data, ImageRejected):
-            batch.rejected[part] = str(data)
+            batch.rejected[part] = data.rejection
         else:
             batch.hashes[part] = sha256 = hashlib.sha256(data).hexdigest()
             contents[sha256] = data
@@ -239,7 +240,7 @@ def _decode(batch: Batch, new: dict[str, bytes], resources: Resources) -> None:
     prepared = prepare_for(list(retrievers.values()), list(new.values()), resources)
     for sha256, result in zip(list(new), prepared, strict=True):
         if isinstance(result, ImageRejected):
-            batch.reject(sha256, str(result))
+            batch.reject(sha256, result.rejection)
             del new[sha256]
         else:
             batch.prepared[sha256] = result
@@ -302,7 +303,7 @@ def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[Part
 def _outcome(part: Part, row: StoredRow | None, batch: Batch) -> FileOutcome | None:
     """The outcome of the part's file; None while pages of it are missing. `row` is None for a rejected picture."""
     if row is None:
-        return batch.documents.add(part, FileOutcome(part.file_no, FileStatus.REJECTED, batch.rejected[part]))
+        return batch.documents.add(part, FileOutcome.of_rejected(part.file_no, batch.rejected[part]))
     prepared = batch.prepared.get(batch.hashes[part])
     reason = prepared.note if prepared is not None else None
     if row.status is FileStatus.UPDATED:

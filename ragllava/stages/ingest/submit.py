@@ -14,8 +14,9 @@ from ragllava.imaging.decode import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.json_records import to_json
-from ragllava.records import JobKind, SourceFile
+from ragllava.records import JobKind
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stores.archives import archive, ingest_files
 
 FILES_PER_TAR_SHARD = 4_096

@@ -14,7 +14,7 @@ from dataclasses import replace
 from sqlalchemy import Engine
 
 from ragllava.errors import ImageRejected, ObjectMissing
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.reading import ReadFile, read_sources
 from ragllava.stores.archives import blobs
 from ragllava.stores.archives.blobs import NewBlob
@@ -45,7 +45,7 @@ def upload_files(
             contents: dict[str, bytes] = {}
             for number, data in chunk:
                 if isinstance(data, ImageRejected):
-                    uploaded[number] = replace(files[number], rejected=str(data))
+                    uploaded[number] = replace(files[number], rejected=data.rejection)
                 else:
                     hashes[number] = sha256 = hashlib.sha256(data).hexdigest()
                     contents[sha256] = data

@@ -1,4 +1,4 @@
-"""The uris of files: `file://`, `zip://`, `tar://` and `s3://` (records.SourceFile.uri).
+"""The uris of files: `file://`, `zip://`, `tar://` and `s3://` (source_files.SourceFile.uri).
 
 Paths and member names are percent-encoded byte by byte, so that the database can store names in any encoding. The `!`
 between a packed file and its member is unambiguous, because it is encoded in both of them.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, RejectionClass
 from ragllava.imaging.decode import printable
 
 MAX_URI = 2_000  # characters; the database's index on uris holds at most about 2,700 bytes
@@ -47,7 +47,7 @@ def parse_uri(uri: str) -> Location:
         return Location(scheme, _path(path), member)
     if has_member and scheme == "s3":
         return Location(scheme, path, member)
-    raise ImageRejected(f"its address {uri[:200]!r} is not one that can be read")
+    raise ImageRejected(RejectionClass.UNSUPPORTED, f"its address {uri[:200]!r} is not one that can be read")
 
 
 def shown(name: str) -> str:

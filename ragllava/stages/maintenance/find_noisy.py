@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
+from ragllava.feedback import NoisyCase
 from ragllava.jobs.isolation import Failures
 from ragllava.jobs.runner import ShardContext
-from ragllava.records import Answer, ModelStamp, NoisyCase
+from ragllava.records import Answer, ModelStamp
 from ragllava.stages.answer.doubts import DoubtLimits, diagnose
 from ragllava.stages.maintenance.task_report import Report, counted, with_failures
 from ragllava.stages.resources import Resources

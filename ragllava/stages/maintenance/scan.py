@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from ragllava.jobs.isolation import Failures
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.buckets.sync import scan
+from ragllava.stages.buckets.scanning import scan
 from ragllava.stages.maintenance.task_report import Report, counted, shortened, with_failures
 from ragllava.stages.reindex.gaps import Gap, find_gaps
 from ragllava.stages.resources import Resources

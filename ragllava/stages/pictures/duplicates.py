@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.imaging.likeness import Likeness
 from ragllava.imaging.likeness import thumbnail as small_pixels
-from ragllava.stores.archives import copies, image_lists, vectors
+from ragllava.stores.archives import copies, image_lists, vector_search, vectors
 from ragllava.stores.archives.archive import ListedImage, get_archive
 from ragllava.stores.archives.copies import CopyElsewhere
 from ragllava.stores.database import in_transaction
@@ -54,7 +54,7 @@ def _read(
     archive_id = get_archive(connection, archive_name).archive_id
     own = image_lists.content_of(connection, archive_id, image_id)
     index = vectors.active_index(connection, archive_id)
-    ids = vectors.nearest_to(connection, index, image_id, NEAREST) if index else []
+    ids = vector_search.nearest_to(connection, index, image_id, NEAREST) if index else []
     listed = image_lists.load_listed(connection, archive_id, ids)
     near = [listed[each] for each in ids if each in listed]
     hashes = {image_id: own.sha256} | {image.image_id: image.sha256 for image in near}

@@ -29,7 +29,7 @@ from ragllava.stages.answer.pipeline import answer_questions, isolate_failures
 from ragllava.stages.answer.tools import AnswerTools, prepare
 from ragllava.stages.reindex.images import ReindexTarget, embed_items
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import graphs, indexes, reindex_items, vectors
+from ragllava.stores.archives import graphs, indexes, reindex_items, vector_search, vectors
 from ragllava.stores.archives.reindex_items import ItemOutcome, ReindexItem
 from ragllava.stores.archives.vectors import EXACT_SEARCH_ROWS, IndexView
 from ragllava.stores.jobs import answered
@@ -117,7 +117,7 @@ def measure_recall(context: ShardContext[Resources], index: IndexView, retriever
     these are. Without a graph every search is exact: 1."""
     asked = context.read(answered.newest_questions, index.archive_id, RECALL_QUESTIONS)
     queries = retriever.embed_texts([question.text for question in asked])
-    value = context.read(vectors.measure_recall, index, queries, RECALL_AT) if index.has_hnsw else 1.0
+    value = context.read(vector_search.measure_recall, index, queries, RECALL_AT) if index.has_hnsw else 1.0
     return value, len(asked)
 
 

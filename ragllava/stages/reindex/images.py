@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
-from ragllava.errors import ImageRejected, IndexGone, IndexUnusable, JobRefused, ObjectCorrupt, ObjectMissing
+from ragllava.errors import (
+    ImageRejected,
+    IndexGone,
+    IndexUnusable,
+    JobRefused,
+    ObjectCorrupt,
+    ObjectMissing,
+    RejectionClass,
+)
 from ragllava.jobs.runner import ShardContext
 from ragllava.models.profiles import RetrieverSource
 from ragllava.records import ReindexStatus, Selection
@@ -150,7 +158,7 @@ def _fetch(resources: Resources, sha256: str) -> bytes | ImageRejected:
     try:
         return resources.objects.get_content(sha256)
     except (ObjectMissing, ObjectCorrupt) as error:
-        return ImageRejected(str(error))
+        return ImageRejected(RejectionClass.UNREADABLE, str(error))
 
 
 def _store(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ragllava.errors import ImageRejected
+from ragllava.errors import ImageRejected, RejectionClass
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
@@ -97,5 +97,7 @@ def _picture_of(pair: ScorePair, pictures: dict[str, Image | str], blank: Image)
         return blank
     picture = pictures[pair.sha256]
     if isinstance(picture, str):
-        raise ImageRejected(f"the picture of document {pair.document} cannot be read: {picture}")
+        raise ImageRejected(
+            RejectionClass.UNREADABLE, f"the picture of document {pair.document} cannot be read: {picture}"
+        )
     return picture

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ragllava.errors import ImageRejected, JobRefused, UsageError
-from ragllava.jobs import control
+from ragllava.jobs import views
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import from_json, to_json
 from ragllava.records import AnswerOptions, FoundImage
@@ -60,7 +60,7 @@ def _as_stored(found: FoundImage) -> dict[str, Any]:
 
 
 def _archive_name(connection: Connection, job_id: int) -> str:
-    name = control.archive_of(connection, job_id)
+    name = views.archive_of(connection, job_id)
     if name is None:
         raise JobRefused("the archive is being removed")
     return name

@@ -16,11 +16,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ObjectMissing, UsageError
-from ragllava.jobs import control
-from ragllava.jobs.control import WITH_PICTURES, JobView
+from ragllava.jobs import control, views
 from ragllava.jobs.isolation import Isolation
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
+from ragllava.jobs.views import WITH_PICTURES, JobView
 from ragllava.json_records import from_json
 from ragllava.records import AnswerStatus, Candidate, FileFormat, evidence_of
 from ragllava.stages.results.notices import announce_end
@@ -48,7 +48,7 @@ def result_rows(connection: Connection, job_id: int, *, with_metadata: bool = Fa
 
     `with_metadata` adds the metadata that the images of the evidence have now.
     """
-    searched, of_pictures = control.archive_of(connection, job_id), control.asks_with_pictures(connection, job_id)
+    searched, of_pictures = views.archive_of(connection, job_id), views.asks_with_pictures(connection, job_id)
     results = answers.iterate_results(connection, job_id)
     while page := list(islice(results, _PAGE)):
         yield from _as_result_rows(connection, job_id, searched, page, of_pictures, with_metadata=with_metadata)
@@ -68,7 +68,7 @@ def result_page(connection: Connection, job_id: int, query: ResultQuery) -> Resu
     if query.against is not None:
         earlier_answers.require_comparable(connection, job_id, query.against)
     after = find_rows(connection, job_id, query)
-    searched, of_pictures = control.archive_of(connection, job_id), control.asks_with_pictures(connection, job_id)
+    searched, of_pictures = views.archive_of(connection, job_id), views.asks_with_pictures(connection, job_id)
     rows = list(_as_result_rows(connection, job_id, searched, after.rows, of_pictures))
     if query.against is not None:
         rows = _compared(connection, job_id, query.against, rows, {row.line: row.question_no for row, _ in after.rows})
@@ -138,7 +138,7 @@ def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
     holds up no other; it is postponed with its reason.
     """
     published = 0
-    subjects = {f"job {job_id}": job_id for job_id in in_transaction(engine, control.jobs_without_result)}
+    subjects = {f"job {job_id}": job_id for job_id in in_transaction(engine, views.jobs_without_result)}
     isolation = Isolation(engine, "results", subjects)
     for subject, job_id in subjects.items():
         if not isolation.is_postponed(subject):
@@ -159,7 +159,7 @@ def publish_result(engine: Engine, objects: ObjectStore, job_id: int, *, again: 
     process does so. Returns whether the job was finished; a job that is being removed is not.
     """
     with result_lock(engine, job_id, wait=again) as is_held:
-        job = in_transaction(engine, control.view, job_id) if is_held else None
+        job = in_transaction(engine, views.view, job_id) if is_held else None
         if job is None or job.error == BEING_REMOVED or (job.result is not None and not again):
             return False
         _publish_locked(engine, objects, job)
@@ -272,7 +272,7 @@ def _deliver(
 def _fail(engine: Engine, job: JobView, problem: str) -> JobView:
     log.error(problem, extra={"action": "job_does_not_add_up", "job": job.job_id})
     in_transaction(engine, control.fail_unreconciled, job, problem)
-    return in_transaction(engine, control.view, job.job_id)
+    return in_transaction(engine, views.view, job.job_id)
 
 
 def _facts(job: JobView, counted: Reconciliation) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from ragllava.errors import ObjectMissing
-from ragllava.jobs import control
-from ragllava.jobs.control import JobView
+from ragllava.jobs import views
+from ragllava.jobs.views import JobView
 from ragllava.records import FileFormat
 from ragllava.stages.results.finalize import RESULTS, kept_folder, result_lock
 from ragllava.stores.database import in_transaction
@@ -65,7 +65,7 @@ def fetch_or_make(
 def _keep(engine: Engine, objects: ObjectStore, job_id: int, path: Path, format: FileFormat, kept: KeptFile) -> bool:
     """Whether the file was kept. It is not when the results were written again meanwhile, or are at this moment."""
     with result_lock(engine, job_id, wait=False) as is_held:
-        if not is_held or kept_file(in_transaction(engine, control.view, job_id), format) != kept:
+        if not is_held or kept_file(in_transaction(engine, views.view, job_id), format) != kept:
             return False
         with path.open("rb") as stream:
             objects.put_stream(kept.key, stream, path.stat().st_size)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, select
 
-from ragllava.jobs.control import JobView
+from ragllava.jobs.views import JobView
 from ragllava.records import JobKind, TaskName, TrainingStatus
 from ragllava.stores.maintenance import notices
 from ragllava.stores.maintenance.notices import NewNotice, NoticeEvent

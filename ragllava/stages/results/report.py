@@ -22,7 +22,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ragllava.errors import UsageError
 from ragllava.records import AnswerStatus, Candidate, by_relevance
-from ragllava.stages.results.results import ResultRow, output_file, overwriting
+from ragllava.stages.results.output_files import output_file, overwriting
+from ragllava.stages.results.results import ResultRow
 
 MAX_CARDS = 2_000
 _HEAD_BYTES = 4_096

@@ -23,7 +23,7 @@ import urllib3
 from sqlalchemy import Engine
 
 from ragllava.errors import RagllavaError, UsageError
-from ragllava.jobs import control
+from ragllava.jobs import views
 from ragllava.json_records import to_json
 from ragllava.settings import Settings
 from ragllava.stages.webhooks.origins import require_allowed
@@ -139,7 +139,7 @@ def _post(pool: urllib3.PoolManager, post: WebhookPost) -> tuple[str | None, boo
 
 def _body(engine: Engine, delivery: LeasedDelivery) -> Mapping[str, Any]:
     """The job as it is now. Raises NotFound for one that was removed."""
-    job = in_transaction(engine, control.view, delivery.job_id)
+    job = in_transaction(engine, views.view, delivery.job_id)
     names = ("job", "kind", "name", "archive", "state", "total", "counts", "error", "created_at", "finished_at")
     shown = to_json(job.as_json())
     return {"type": "job.ended", "data": {name: shown[name] for name in names}}

@@ -12,8 +12,9 @@ from sqlalchemy import Connection, func, select, update
 
 from ragllava.errors import Conflict
 from ragllava.metadata import Metadata, all_metadata
-from ragllava.stores.archives import archive, indexes, vectors, word_index
-from ragllava.stores.archives.archive import ArchiveImage, find_images, pages_of
+from ragllava.stores.archives import archive, descriptions, indexes, vectors, word_index
+from ragllava.stores.archives.archive import find_images, pages_of
+from ragllava.stores.archives.descriptions import ArchiveImage
 from ragllava.stores.database import equals_any
 from ragllava.stores.schema import images
 
@@ -59,7 +60,9 @@ def living(connection: Connection, image_ids: Iterable[int]) -> set[int]:
 def rename_images(connection: Connection, archive_id: int, names: Sequence[NewName]) -> None:
     """Let other files name the images from now on."""
     images_by_id = _locked(connection, archive_id, [name.image_id for name in names])
-    changed = [archive.renamed(images_by_id[n.image_id], n.source, n.uri) for n in names if n.image_id in images_by_id]
+    changed = [
+        descriptions.renamed(images_by_id[n.image_id], n.source, n.uri) for n in names if n.image_id in images_by_id
+    ]
     archive.update_images(connection, changed)
     word_index.write_words(connection, archive_id, [image.image_id for image in changed])
 
@@ -120,8 +123,8 @@ def set_caption(
         raise Conflict(
             f"the caption of {image.source} was changed meanwhile; look at the present one, then change that one"
         )
-    own = {archive.caption_giver(image): caption} if caption else {}
-    after = archive.with_captions(image, own)
+    own = {descriptions.caption_giver(image): caption} if caption else {}
+    after = descriptions.with_captions(image, own)
     if after != image:
         archive.update_images(connection, [after])
         word_index.write_words(connection, archive_id, [image_id])
@@ -135,7 +138,7 @@ def _locked(connection: Connection, archive_id: int, image_ids: Sequence[int]) -
 
 
 def _described(image: ArchiveImage, change: CaptionChange, may_remove: bool) -> ArchiveImage:
-    captions = archive.given_captions(image)
+    captions = descriptions.given_captions(image)
     if change.caption:
         captions[change.uri] = change.caption
     elif may_remove or change.caption is not None:
@@ -145,4 +148,4 @@ def _described(image: ArchiveImage, change: CaptionChange, may_remove: bool) -> 
     metadata = image.metadata
     if is_free and (may_remove or change.metadata is not None):
         metadata = all_metadata(image.embedded, change.metadata)
-    return replace(archive.with_captions(image, captions), metadata=metadata)
+    return replace(descriptions.with_captions(image, captions), metadata=metadata)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, text, update
 
+from ragllava.errors import RejectionClass
 from ragllava.json_records import to_json
 from ragllava.metadata import Metadata
-from ragllava.records import FileOutcome, FileStatus, PageCaption, SourceFile
-from ragllava.stores.archives.rejections import RejectionClass, class_of, count_rejections
+from ragllava.records import JobKind
+from ragllava.source_files import FileOutcome, FileStatus, PageCaption, SourceFile
 from ragllava.stores.database import copy_rows, given, records
+from ragllava.stores.maintenance import totals
 from ragllava.stores.schema import OUTCOMES_TO_SHOW
 from ragllava.stores.schema import files as file_table
 
@@ -52,7 +54,7 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
 
     def row(number: int, file: SourceFile) -> tuple[object, ...]:
         if file.rejected is not None:
-            rejected[class_of(file.rejected)] += 1
+            rejected[file.rejected.rejection_class] += 1
         return (
             job_id,
             number,
@@ -62,12 +64,12 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
             json.dumps(file.metadata) if file.metadata else None,
             json.dumps(to_json(file.pages)) if file.pages else None,
             FileStatus.REJECTED.value if file.rejected is not None else None,
-            _storable(file.rejected) if file.rejected is not None else None,
+            _storable(file.rejected.reason) if file.rejected is not None else None,
         )
 
     columns = ("job_id", "file_no", "source", "uri", "caption", "metadata", "pages", "status", "reason")
     count = copy_rows(connection, file_table, columns, itertools.starmap(row, enumerate(sources)))
-    count_rejections(connection, rejected)
+    _count_rejections(connection, rejected)
     return count
 
 
@@ -92,9 +94,10 @@ def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOut
     new = given(rows, files.file_no, files.status, files.reason, files.image_id).c
     statement = update(file_table).where(*near, files.file_no == new.file_no, files.status.is_(None))
     values = {"status": new.status, "reason": new.reason, "image_id": new.image_id}
-    written = connection.execute(statement.values(values).returning(files.status, files.reason)).all()
-    rejected = (row for row in written if row.status == FileStatus.REJECTED)
-    count_rejections(connection, Counter(class_of(row.reason or "") for row in rejected))
+    written = connection.execute(statement.values(values).returning(files.file_no, files.status)).all()
+    classes = {file.file_no: file.rejection_class or RejectionClass.OTHER for file in outcomes}
+    rejected = (classes[row.file_no] for row in written if row.status == FileStatus.REJECTED)
+    _count_rejections(connection, Counter(rejected))
     return len(written)
 
 
@@ -122,6 +125,11 @@ def _files_with_reason(connection: Connection, archive_id: int, statuses: Sequen
     """)  # noqa: S608 - our own condition
     parameters = {"archive_id": archive_id, "statuses": [status.value for status in statuses]}
     return records(RejectedFile, connection.execute(query, parameters))
+
+
+def _count_rejections(connection: Connection, numbers: Mapping[RejectionClass, int]) -> None:
+    """Add files that were rejected now to the counters of the metrics."""
+    totals.add(connection, [(totals.REJECTED, JobKind.INGEST, name.value, number) for name, number in numbers.items()])
 
 
 def _storable(value: str) -> str:

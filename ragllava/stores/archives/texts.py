@@ -12,7 +12,6 @@ archive's images.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -20,15 +19,14 @@ from typing import Any
 
 import numpy as np
 from pgvector import HalfVector
-from sqlalchemy import BigInteger, Connection, cast, func, select
+from sqlalchemy import Connection
 
-from ragllava.stores.archives import vectors
+from ragllava.stores.archives import vector_search, vectors
 from ragllava.stores.archives.filtering import FilterSql
+from ragllava.stores.archives.spellings import known_words, meant_words
 from ragllava.stores.archives.vectors import IndexView, Vectors, partition
 from ragllava.stores.archives.word_index import IMAGES, LENGTH, WEIGHTS, lexeme
-from ragllava.stores.database import equals_any
-from ragllava.stores.schema import vocabulary, word_counts
-from ragllava.words import distance, is_correctable, may_be_misspelt, variants, words_of
+from ragllava.words import may_be_misspelt, words_of
 
 K1 = 1.2
 B = 0.4
@@ -41,9 +39,6 @@ _COMBINED = 7  # words whose combinations are weighed against each other
 _NEVER = "!"
 CANDIDATES = 500  # expected images that are scored for a question, at least
 _MORE_CANDIDATES = 16  # times as many in the next round, if a round gave too few hits
-
-_MOST_NEIGHBOURS = 3  # a word with more is not corrected
-_LONG_WORD = 9  # characters; differs from what is meant by up to two
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +102,7 @@ class ArchiveWords:
         words = {IMAGES, LENGTH}.union(*(asked.words for asked in questions))
         counts = known_words(connection, archive_id, words)
         doubtful = {word for asked in questions for word in asked.doubtful}
-        return cls(counts, _meant(connection, archive_id, doubtful - counts.keys()))
+        return cls(counts, meant_words(connection, archive_id, doubtful - counts.keys()))
 
     @property
     def images(self) -> int:
@@ -207,7 +202,7 @@ def _search(
     average = words.counts.get(LENGTH, 0) / 10 / max(1, words.images)
     hits: list[list[WordHit]] = []
     with vectors.searching(index):
-        few = vectors.few_images(connection, index, wanted.filter) if wanted.filter else None
+        few = vector_search.few_images(connection, index, wanted.filter) if wanted.filter else None
         for start in range(0, len(questions), _QUESTIONS_PER_STATEMENT):
             part = slice(start, start + _QUESTIONS_PER_STATEMENT)
             of_part = None if queries is None else queries[part]
@@ -386,60 +381,3 @@ def _statement(scope: _Scope, terms: int, most: int) -> str:
 def count_images(connection: Connection, archive_id: int) -> int:
     """How many images of the archive have words: all that are not retired."""
     return known_words(connection, archive_id, [IMAGES]).get(IMAGES, 0)
-
-
-def known_words(connection: Connection, archive_id: int, words: Iterable[str]) -> dict[str, int]:
-    """How many images of the archive have each of the words; without those that none has."""
-    query = select(word_counts.c.word, cast(func.sum(word_counts.c.images), BigInteger)).where(
-        word_counts.c.archive_id == archive_id, equals_any(word_counts.c.word, words)
-    )
-    rows = connection.execute(query.group_by(word_counts.c.word))
-    return {word: number for word, number in rows if number > 0}
-
-
-def corrections(connection: Connection, archive_id: int, words: Iterable[str]) -> dict[str, list[str]]:
-    """For words that the archive does not have, up to three of its words that may be meant, best first.
-
-    They begin with the same letter and differ by one inserted, missing, wrong or exchanged character, a long word by
-    two if there is none with one. A word with more than three such neighbours is not corrected: a word of ordinary
-    language has many in a large archive of names, and one of them would be a guess. Nor are numbers, short words and
-    words that questions are made of.
-    """
-    asked = set(words)
-    unknown = asked - known_words(connection, archive_id, asked).keys()
-    return {word: list(meant) for word, meant in _meant(connection, archive_id, unknown).items()}
-
-
-def _meant(connection: Connection, archive_id: int, unknown: Iterable[str]) -> dict[str, dict[str, int]]:
-    """The corrections of words that the archive does not have, each with how many images have it."""
-    keys = {word: _keys(word) for word in unknown if is_correctable(word)}
-    if not keys:
-        return {}
-    words_by_key: dict[str, list[str]] = defaultdict(list)
-    for word, of_word in keys.items():
-        for key in of_word:
-            words_by_key[key].append(word)
-    query = select(vocabulary.c.word, vocabulary.c.variants).where(vocabulary.c.variants.overlap(list(words_by_key)))
-    neighbours: dict[str, dict[str, int]] = defaultdict(dict)  # how far each is
-    for row in connection.execute(query):
-        for word in {word for key in row.variants for word in words_by_key.get(key, ())}:
-            if row.word[0] == word[0] and (far := distance(word, row.word)) <= _farthest(word):
-                neighbours[word][row.word] = far
-    counts = known_words(connection, archive_id, {each for of_word in neighbours.values() for each in of_word})
-    meant = {}
-    for word, distances in neighbours.items():
-        present = {each: far for each, far in distances.items() if each in counts}
-        nearest = [each for each, far in present.items() if far == min(present.values())]
-        if 0 < len(nearest) <= _MOST_NEIGHBOURS:
-            meant[word] = {each: counts[each] for each in sorted(nearest, key=lambda each: (-counts[each], each))}
-    return meant
-
-
-def _farthest(word: str) -> int:
-    return 2 if len(word) >= _LONG_WORD else 1
-
-
-def _keys(word: str) -> set[str]:
-    """What a neighbour of the word has among its variants: for a long word also what is left without two characters."""
-    once = variants(word)
-    return set(once) if _farthest(word) == 1 else {key for each in once for key in [each, *variants(each)]}

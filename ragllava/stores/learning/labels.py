@@ -9,7 +9,8 @@ from datetime import datetime
 from sqlalchemy import Connection, select, text
 from sqlalchemy.dialects.postgresql import distinct_on
 
-from ragllava.records import Candidate, Label
+from ragllava.feedback import Label
+from ragllava.records import Candidate
 from ragllava.stores.database import equals_any, given, record, records, same
 from ragllava.stores.jobs.answered import QuestionKey, load_questions
 from ragllava.stores.schema import labels

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.records import NoisyCase, NoisyReason, NoisyState
+from ragllava.feedback import NoisyCase, NoisyReason, NoisyState
 from ragllava.stores.database import equals_any, given, lock_rows, record, records, same
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey, load_questions
 from ragllava.stores.schema import noisy_cases

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from ragllava.records import NoisyState
+from ragllava.feedback import NoisyState
 from ragllava.stores.jobs.answered import QuestionKey
 from ragllava.stores.learning.reviewing import Reviewer
 

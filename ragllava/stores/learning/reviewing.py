@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, text, update
 
-from ragllava.records import NoisyReason, NoisyState, Verdict
+from ragllava.feedback import NoisyReason, NoisyState, Verdict
 from ragllava.stores.database import given, record, records, same, seconds
 from ragllava.stores.jobs.answered import QuestionKey
 from ragllava.stores.schema import archives, noisy_cases, reviews

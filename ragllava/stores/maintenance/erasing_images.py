@@ -292,26 +292,6 @@ def delete(connection: Connection, archive_id: int, image_ids: Sequence[int], is
     return Counter(images=len(hashes), labels=labels)
 
 
-def mark_content(connection: Connection, hashes: Sequence[str]) -> list[str]:
-    """Mark content that nothing refers to any more, for `blobs.delete_blob`; returns its hashes."""
-    connection.execute(
-        text("SELECT FROM blobs WHERE sha256 = ANY(:hashes) ORDER BY sha256 FOR UPDATE"), {"hashes": list(hashes)}
-    )
-    # References are looked at in a statement of its own, behind the lock.
-    return sorted(connection.scalars(_MARK_BLOBS, {"hashes": list(hashes)}))
-
-
-def marked_content(connection: Connection) -> list[str]:
-    """The hashes of all content that is marked and not deleted yet."""
-    return list(connection.scalars(text("SELECT sha256 FROM blobs WHERE state = 'deleting' ORDER BY sha256")))
-
-
-def unfinished_jobs(connection: Connection, job_ids: Sequence[int]) -> set[int]:
-    """Those of the jobs that have not ended."""
-    query = select(jobs.c.id).where(equals_any(jobs.c.id, job_ids), jobs.c.finished_at.is_(None))
-    return set(connection.scalars(query))
-
-
 def retired_images(connection: Connection, older_than_s: float, limit: int) -> dict[int, list[int]]:
     """Up to `limit` images that were retired longer ago, by archive, the oldest first."""
     query = text("""
@@ -414,11 +394,3 @@ _CLEAN_LABELS = text("""
 """)
 
 _DELETE_IMAGES = text("DELETE FROM images WHERE archive_id = :archive_id AND id = ANY(:ids) RETURNING sha256")
-
-_MARK_BLOBS = text("""
-    UPDATE blobs SET state = 'deleting' WHERE sha256 = ANY(:hashes)
-    AND NOT EXISTS (SELECT FROM images WHERE images.sha256 = blobs.sha256)
-    AND NOT EXISTS (SELECT FROM questions WHERE questions.picture = blobs.sha256)
-    AND NOT EXISTS (SELECT FROM model_versions WHERE model_versions.adapter_sha256 = blobs.sha256)
-    RETURNING sha256
-""")

@@ -6,17 +6,19 @@ Each step is a short transaction of the caller and may be repeated; the row of t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, text, update
+from sqlalchemy import Connection, func, select, text, update
 
 from ragllava.errors import Conflict, NotFound, UsageError
 from ragllava.stores.access import asked_pictures
 from ragllava.stores.archives import indexes
-from ragllava.stores.database import records
+from ragllava.stores.database import equals_any, records
 from ragllava.stores.learning import trainings
-from ragllava.stores.maintenance.erasing_images import allow_time, mark_content
+from ragllava.stores.maintenance.erasing_content import mark_content
+from ragllava.stores.maintenance.erasing_images import allow_time
 from ragllava.stores.schema import archives, jobs
 
 BEING_REMOVED = "it is being removed"
@@ -270,3 +272,9 @@ def training_folders(connection: Connection) -> dict[str, Any]:
     """The folders of trainings in the object store that model versions name, each with the name of its version."""
     query = text("SELECT training->>'objects', name FROM model_versions WHERE training->>'objects' IS NOT NULL")
     return dict(connection.execute(query).all())
+
+
+def unfinished_jobs(connection: Connection, job_ids: Sequence[int]) -> set[int]:
+    """Those of the jobs that have not ended."""
+    query = select(jobs.c.id).where(equals_any(jobs.c.id, job_ids), jobs.c.finished_at.is_(None))
+    return set(connection.scalars(query))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragllava.jobs import figures
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stores.archives import vectors
 from ragllava.stores.database import in_transaction

@@ -17,7 +17,7 @@ from ragllava.records import Role
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import AdapterVersion, BaseVersion
 from ragllava.training.finetune.report import StepRecord, TrainingReport
-from ragllava.training.gate import ConditionFigures, GateReport, GateRules
+from ragllava.training.gate_report import ConditionFigures, GateReport, GateRules
 from tests.support.run_command import Run
 
 BASE = "mini-llava@11111111"

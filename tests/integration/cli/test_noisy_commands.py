@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from ragllava.records import NoisyReason, NoisyState
+from ragllava.feedback import NoisyReason, NoisyState
 from ragllava.settings import Settings
 from ragllava.stages.feedback.label_studio import LABELING_CONFIG
 from tests.support.reviewed_job import Review, open_review

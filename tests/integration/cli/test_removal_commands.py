@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, text
 
-from ragllava.records import NoisyState
+from ragllava.feedback import NoisyState
 from ragllava.settings import Settings
 from tests.support.reviewed_job import Review, open_review
 from tests.support.run_command import Run

@@ -10,14 +10,15 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 
 from ragllava.client import ALL_METRICS, Client
+from ragllava.errors import Rejection, RejectionClass
 from ragllava.jobs import control, figures
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.figures import METRICS
-from ragllava.records import FileOutcome, FileStatus, GapReason, JobKind, SourceFile
+from ragllava.records import GapReason, JobKind
 from ragllava.settings import Settings
+from ragllava.source_files import FileOutcome, FileStatus, SourceFile
 from ragllava.stores.access.tenancy import Scope, acting
 from ragllava.stores.archives import archive, ingest_files
-from ragllava.stores.archives.rejections import RejectionClass
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.maintenance import ticks, totals
 from tests.conftest import own_settings
@@ -214,17 +215,17 @@ def test_each_metric_changes_with_its_cause(board: Board) -> None:
     assert gaps == dict.fromkeys(GapReason, 0) | {"lost": 3, "waiting": 1}
 
 
-def test_rejected_files_are_counted_once_by_the_class_of_the_reason(board: Board) -> None:
+def test_rejected_files_are_counted_once_by_their_class_whatever_the_reason_says(board: Board) -> None:
     def submit(connection: Connection) -> int:
         new = NewJob(JobKind.INGEST, archive.ensure_archive(connection, "cards").archive_id, {}, 4, 4)
         job_id, _ = control.create(connection, new)
-        listed = [SourceFile("a", "file:///a", rejected="it is a link or device inside the zip file")]
+        listed = [SourceFile("a", "file:///a", rejected=Rejection(RejectionClass.PACKED, "damaged, in these words"))]
         ingest_files.insert_files(connection, job_id, listed + [SourceFile(name, f"file:///{name}") for name in "bcd"])
         return job_id
 
     def finish(connection: Connection) -> int:
-        damaged = "it is a damaged PNG picture: broken data stream"
-        outcomes = [FileOutcome(number, FileStatus.REJECTED, damaged) for number in (1, 2)]
+        why = Rejection(RejectionClass.DAMAGED, "not a picture, in these words")
+        outcomes = [FileOutcome.of_rejected(number, why) for number in (1, 2)]
         return ingest_files.finish_files(connection, job_id, [*outcomes, FileOutcome(3, FileStatus.STORED, "2 pages")])
 
     assert board.number("ragllava_decode_rejected_total", "damaged") == 0

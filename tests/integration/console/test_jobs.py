@@ -16,8 +16,8 @@ from sqlalchemy import Connection, text
 
 from ragllava.client import ScheduleAction, ScheduleRequest
 from ragllava.stores.archives import archive, blobs
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import result_pages
 from tests.support.api_server import Front

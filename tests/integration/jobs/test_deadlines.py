@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, Engine, func, select, text, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
-from ragllava.jobs import control, deadlines, ending, queue
+from ragllava.jobs import control, deadlines, ending, queue, views
 from ragllava.jobs.deadlines import JobLimits, Room
 from ragllava.jobs.runner import ShardContext, run_shard
 from ragllava.jobs.states import JobState
@@ -161,7 +161,7 @@ def test_the_earliest_deadline_is_served_first_within_the_priority(desk: Desk) -
     own = update(jobs).values(owner="somebody")
     with desk.engine.begin() as connection:
         connection.execute(own)
-        before = {job.job_id: job.jobs_before for job in control.list_jobs(connection)}
+        before = {job.job_id: job.jobs_before for job in views.list_jobs(connection)}
     assert before == {urgent: 0, soon: 1, late: 2, plain: 3}
     served = []
     while ready := desk.ids("queued") or desk.dispatch():

@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, Column, Connection, Engine, ForeignKey, MetaD
 from ragllava.cli import progress
 from ragllava.client import Client
 from ragllava.errors import JobRefused, ServiceUnavailable
-from ragllava.jobs import control
+from ragllava.jobs import control, views
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.kinds import KINDS, Kind, queues_by_kind
 from ragllava.jobs.runner import ShardContext, run_shard
@@ -222,12 +222,12 @@ def test_a_long_list_of_jobs_takes_as_many_statements_as_a_short_one(engine: Eng
                 connection.execute(text(statement), {"number": number})
 
     def listing(limit: int) -> int:
-        return len(visited_rows(engine, lambda connection: control.list_jobs(connection, limit=limit)))
+        return len(visited_rows(engine, lambda connection: views.list_jobs(connection, limit=limit)))
 
     assert listing(40) == listing(5) > 0
     with engine.begin() as connection:
-        listed = control.list_jobs(connection, limit=40)
-        assert [job.as_json() for job in listed] == [control.view(connection, job.job_id).as_json() for job in listed]
+        listed = views.list_jobs(connection, limit=40)
+        assert [job.as_json() for job in listed] == [views.view(connection, job.job_id).as_json() for job in listed]
     shown = {json.dumps(job.detail_json(), sort_keys=True) for job in listed}
     assert len(shown) == 33  # each its own, but the jobs without a detail
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, event, select, text, update
 
 from ragllava.errors import LeaseLost
-from ragllava.jobs import closing, control, deadlines, dispatch, ending, queue, stopping
+from ragllava.jobs import closing, control, deadlines, dispatch, ending, queue, stopping, views
 from ragllava.jobs.deadlines import JobLimits
 from ragllava.jobs.locking import lock_job
 from ragllava.jobs.retry import Limits
@@ -173,8 +173,8 @@ def test_an_ended_job_is_not_counted_again(desk: Desk) -> None:
 
     event.listen(desk.engine, "before_cursor_execute", record)
     with desk.engine.begin() as connection:
-        assert control.view(connection, job_id).progress.by_status == {"answered": 3}
-        assert [job.progress.done for job in control.list_jobs(connection)] == [3]
+        assert views.view(connection, job_id).progress.by_status == {"answered": 3}
+        assert [job.progress.done for job in views.list_jobs(connection)] == [3]
     assert statements and not [statement for statement in statements if "answers" in statement]
 
 
@@ -205,7 +205,7 @@ def test_a_shard_that_cannot_be_reaped_stops_neither_the_others_nor_dispatch(
     assert leases[other].shard_id in published
     assert len(published) == 2 and leases[broken].shard_id not in published
     with desk.engine.begin() as connection:
-        [trouble] = control.troubled_shards(connection, broken)
+        [trouble] = views.troubled_shards(connection, broken)
         assert trouble.error is not None and "statement timeout" in trouble.error
         assert connection.scalar(select(shards.c.state).where(shards.c.job_id == waiting)) == "queued"
     monkeypatch.undo()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Connection, Engine, func, select, text
 
-from ragllava.jobs import control, dispatch, queue
+from ragllava.jobs import control, dispatch, queue, views
 from ragllava.jobs.kinds import kinds_beside
 from ragllava.settings import Settings
 from ragllava.stages.requests.submit import submit_request
@@ -84,10 +84,10 @@ def test_an_ended_request_is_deleted_when_its_end_was_seen_to(desk: Desk) -> Non
 def test_requests_are_listed_only_while_they_are_open(desk: Desk) -> None:
     bulk, job_id = desk.questions_job(1, 1), submit(desk)
     with desk.engine.begin() as connection:
-        assert {job.job_id for job in control.list_jobs(connection, only_open=True)} == {bulk, job_id}
-        assert [job.job_id for job in control.list_jobs(connection)] == [bulk]
-        assert [job.job_id for job in control.list_jobs(connection, kind="request")] == [job_id]
-        assert control.latest(connection) == bulk
+        assert {job.job_id for job in views.list_jobs(connection, only_open=True)} == {bulk, job_id}
+        assert [job.job_id for job in views.list_jobs(connection)] == [bulk]
+        assert [job.job_id for job in views.list_jobs(connection, kind="request")] == [job_id]
+        assert views.latest(connection) == bulk
 
 
 def test_old_requests_are_looked_for_among_requests_only(desk: Desk) -> None:

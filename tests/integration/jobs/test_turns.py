@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, Engine, insert, select, text, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
-from ragllava.jobs import control, dispatch, ending, queue
+from ragllava.jobs import control, dispatch, ending, queue, views
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext, run_shard
 from ragllava.records import JobKind, Priority
@@ -146,7 +146,7 @@ def test_an_open_job_of_an_unknown_kind_stops_nothing(desk: Desk, engine: Engine
     assert desk.drain() == 2
     assert desk.job(job_id).is_final
     with engine.begin() as connection:
-        assert [job.job_id for job in control.list_jobs(connection)] == [job_id, strange]
+        assert [job.job_id for job in views.list_jobs(connection)] == [job_id, strange]
     assert desk.job(strange).state == "running"
 
 
@@ -161,8 +161,8 @@ def test_a_job_that_has_not_started_says_how_many_jobs_are_before_it(desk: Desk,
     assert desk.job(urgent).jobs_before is None
     assert desk.job(urgent).state_text == "running"
     with engine.begin() as connection:
-        views = {job.job_id: job.as_json()["jobs_before"] for job in control.list_jobs(connection)}
-    assert views == {first: 1, second: 2, urgent: None}
+        shown = {job.job_id: job.as_json()["jobs_before"] for job in views.list_jobs(connection)}
+    assert shown == {first: 1, second: 2, urgent: None}
     with engine.begin() as connection:
         control.pause(connection, first)
     assert (desk.job(first).jobs_before, desk.job(second).jobs_before) == (None, 1)
@@ -176,15 +176,15 @@ def test_the_jobs_before_a_job_are_counted_in_the_order_of_owners(desk: Desk, en
     with engine.begin() as connection:
         connection.execute(update(jobs).where(jobs.c.id.in_(of_many)).values(owner="many"))
         connection.execute(update(jobs).where(jobs.c.id == of_one).values(owner="one"))
-    views = {job_id: desk.job(job_id).jobs_before for job_id in (*of_many, of_one)}
-    assert views == {of_many[0]: 0, of_one: 1, of_many[1]: 2, of_many[2]: 3}
+    shown = {job_id: desk.job(job_id).jobs_before for job_id in (*of_many, of_one)}
+    assert shown == {of_many[0]: 0, of_one: 1, of_many[1]: 2, of_many[2]: 3}
     served: list[int] = []
     while ready := desk.ids("queued") or desk.dispatch():
         lease = desk.claim(ready[0])
         assert lease is not None
         served.append(lease.job_id)
         desk.answer(lease)
-    assert served == sorted(views, key=lambda job_id: views[job_id] or 0)
+    assert served == sorted(shown, key=lambda job_id: shown[job_id] or 0)
 
 
 def lease_until(desk: Desk, lease: Lease) -> datetime:

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from ragllava.errors import BlobDeleted, UsageError
-from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
-from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, vectors
-from ragllava.stores.archives.archive import NewImage, StoredRow
+from ragllava.errors import BlobDeleted, Rejection, RejectionClass, UsageError
+from ragllava.records import StoredImage
+from ragllava.source_files import FileOutcome, FileStatus, SourceFile
+from ragllava.stores.archives import archive, blobs, descriptions, image_changes, indexes, ingest_files, vectors
+from ragllava.stores.archives.archive import StoredRow
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
 from ragllava.stores.archives.ingest_files import PendingFile, RejectedFile
 from ragllava.stores.database import in_transaction
@@ -234,7 +236,7 @@ class TestStoreImages:
 
     def test_existing_images_knows_what_a_duplicate_needs(self, connection: Connection, cards: int) -> None:
         (row,) = store(connection, cards, offer("x", "a", "One."))
-        image = archive.ArchiveImage(**asdict(offer("x", "a", "One.")), image_id=row.image_id, retired=False)
+        image = descriptions.ArchiveImage(**asdict(offer("x", "a", "One.")), image_id=row.image_id, retired=False)
         assert archive.existing_images(connection, cards, ["x", "y"]) == {"x": image}
 
     @pytest.mark.parametrize("seed", range(5))
@@ -303,7 +305,7 @@ class TestFiles:
         job_id = new_job(connection, cards)
         sources = [
             SourceFile("a.png", "file:///a.png", "A tab\there, a line\nthere, a \\ and a \\N."),
-            SourceFile("b.png", "file:///b.png", rejected="it is a link out of the folder"),
+            SourceFile("b.png", "file:///b.png", rejected=Rejection(RejectionClass.UNREADABLE, "it is a link out")),
             SourceFile("c\udcff\x00.png", "file:///c%FF.png", ""),
             SourceFile("d.png", "file:///d.png"),
         ]

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Engine, text
 from ragllava.errors import BlobDeleted
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive, blobs
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.objects import ObjectStore
 
 WEEK_S = 7 * 86_400

@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Engine, make_url, select, text
 
 from ragllava.errors import ServiceUnavailable
 from ragllava.local.postgres import PostgresService
-from ragllava.records import FileStatus
 from ragllava.settings import Settings
+from ragllava.source_files import FileStatus
 from ragllava.stores import database, sessions
 from ragllava.stores.database import (
     given,

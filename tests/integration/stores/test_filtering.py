@@ -11,9 +11,10 @@ from sqlalchemy import Connection, Engine, event, text
 
 from ragllava.errors import IndexGone, UsageError
 from ragllava.filters import Filter, check_filter, parse_where
-from ragllava.stores.archives import archive, filtering, graphs, indexes, vectors
+from ragllava.stores.archives import archive, filtering, graphs, indexes, vector_search, vectors
 from ragllava.stores.archives.filtering import compile_filter
-from ragllava.stores.archives.vectors import Hit, Vectors
+from ragllava.stores.archives.vector_search import Hit
+from ragllava.stores.archives.vectors import Vectors
 from ragllava.stores.database import read_at_once
 from tests.support.described_images import Described, fulfils, random_images, store_described
 
@@ -195,7 +196,7 @@ def test_a_filtered_search_equals_brute_force(engine: Engine, monkeypatch: pytes
     if has_graph:
         assert graphs.build_hnsw(engine, index_id, above_rows=1_000)
         # So that filters that leave 1,000 images and more are searched in the graph.
-        monkeypatch.setattr(vectors, "FILTERED_EXACT_ROWS", 500)
+        monkeypatch.setattr(vector_search, "FILTERED_EXACT_ROWS", 500)
     for name, (given, number) in LEAVES.items():
         compiled = compile_filter(check_filter(given))
         with engine.begin() as connection:
@@ -205,9 +206,9 @@ def test_a_filtered_search_equals_brute_force(engine: Engine, monkeypatch: pytes
             if number >= 1_000:
                 connection.execute(text("SET LOCAL enable_seqscan = off"))
             before = scans_of(connection, f"embeddings_{index_id}_hnsw") if has_graph else 0
-            hits = ids_of(vectors.search(connection, index, queries, 20, compiled))
+            hits = ids_of(vector_search.search(connection, index, queries, 20, compiled))
             in_graph = scans_of(connection, f"embeddings_{index_id}_hnsw") > before if has_graph else False
-            exact = ids_of(vectors.search_exact(connection, index, queries, 20, compiled))
+            exact = ids_of(vector_search.search_exact(connection, index, queries, 20, compiled))
         expected = brute_force(queries, stored, ids, allowed - retired, k=20)
         assert exact == expected, name
         assert in_graph == (has_graph and number > 500), name
@@ -221,8 +222,8 @@ def test_a_filtered_search_equals_brute_force(engine: Engine, monkeypatch: pytes
         assert found >= 0.98 * 120, name
         # The settings of a filtered search do not change the next one.
         with engine.begin() as connection:
-            vectors.search(connection, index, queries, 20, compiled)
-            vectors.search(connection, index, queries, 20)
+            vector_search.search(connection, index, queries, 20, compiled)
+            vector_search.search(connection, index, queries, 20)
             assert connection.scalar(text("SHOW hnsw.iterative_scan")) == "off"
 
 
@@ -238,15 +239,15 @@ def test_a_graph_that_ends_early_gives_no_fewer_images_than_there_are(
         ids = store_described(connection, [(f"{n}.png", None, {"far": n >= 1_970}) for n in range(2_000)])
         index_id = new_index(connection, ids, stored)
     assert graphs.build_hnsw(engine, index_id, above_rows=100)
-    monkeypatch.setattr(vectors, "FILTERED_EXACT_ROWS", 10)
+    monkeypatch.setattr(vector_search, "FILTERED_EXACT_ROWS", 10)
     compiled = compile_filter(parse_where("far=true"))
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL enable_seqscan = off"))
         connection.execute(text("SET LOCAL hnsw.max_scan_tuples = 100"))
         index = vectors.get_index(connection, index_id)
-        walked = vectors._search_graph(connection, index, query, 20, compiled)
+        walked = vector_search._search_graph(connection, index, query, 20, compiled)
         assert len(walked[0]) < 20
-        hits = vectors.search(connection, index, query, 20, compiled)
+        hits = vector_search.search(connection, index, query, 20, compiled)
     assert ids_of(hits) == brute_force(query, stored, ids, set(ids[1_970:]), k=20)
 
 
@@ -257,14 +258,14 @@ def test_a_broad_filter_is_recognised_by_a_sample(engine: Engine, monkeypatch: p
         )
         index_id = new_index(connection, ids, draw(3_000, seed=1))
     assert graphs.build_hnsw(engine, index_id, above_rows=100)
-    monkeypatch.setattr(vectors, "FILTERED_EXACT_ROWS", 100)
+    monkeypatch.setattr(vector_search, "FILTERED_EXACT_ROWS", 100)
     statements: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *reported: statements.append(reported[2]))
     with engine.begin() as connection:
         index = vectors.get_index(connection, index_id)
         for where, counted in (("half=true", False), ("one=true", True)):
             statements.clear()
-            vectors.search(connection, index, draw(1, seed=2), 20, compile_filter(parse_where(where)))
+            vector_search.search(connection, index, draw(1, seed=2), 20, compile_filter(parse_where(where)))
             assert any("LIMIT 101" in statement for statement in statements) == counted
 
 
@@ -275,7 +276,7 @@ def test_a_filtered_search_of_a_dropped_index(engine: Engine) -> None:
     with engine.begin() as connection:
         indexes.drop_index(connection, index.index_id)
     with pytest.raises(IndexGone):
-        read_at_once(engine, vectors.search, index, draw(1, seed=1), 1, compile_filter({"a": "b"}))
+        read_at_once(engine, vector_search.search, index, draw(1, seed=1), 1, compile_filter({"a": "b"}))
 
 
 def new_index(connection: Connection, ids: Sequence[int], stored: Vectors) -> int:

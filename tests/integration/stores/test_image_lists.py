@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import Connection, update
 
 from ragllava.stores.archives import archive, blobs, image_lists
-from ragllava.stores.archives.archive import ListedImage, NewImage
+from ragllava.stores.archives.archive import ListedImage
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.archives.image_lists import ImageOrder, ImageState, ListKey, ListOptions
 from ragllava.stores.schema import images
 

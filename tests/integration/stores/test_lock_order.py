@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import Connection, Engine, select, text
 
+from ragllava.feedback import NoisyState, Verdict
 from ragllava.jobs import queue
-from ragllava.records import NoisyState, Verdict
 from ragllava.settings import Settings
 from ragllava.stages.feedback.files import Dismissal, FeedbackFile, FeedbackLine
 from ragllava.stages.feedback.labels import store_feedback
 from ragllava.stores.archives import archive, image_changes
-from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob, announce_blobs
+from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.buckets import bindings, change_events
 from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.buckets.change_events import ChangeEvent

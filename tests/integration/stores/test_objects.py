@@ -14,7 +14,14 @@ from io import BytesIO
 import pytest
 from pydantic import SecretStr
 
-from ragllava.errors import ObjectCorrupt, ObjectMissing, ServiceUnavailable, SettingsError, UsageError
+from ragllava.errors import (
+    ObjectCorrupt,
+    ObjectMissing,
+    ObjectTooLarge,
+    ServiceUnavailable,
+    SettingsError,
+    UsageError,
+)
 from ragllava.settings import Settings
 from ragllava.stores.objects import ObjectStore, content_key
 
@@ -140,7 +147,7 @@ def test_buckets_of_others(settings: Settings, store: ObjectStore) -> None:
     foreign.put("in/questions.jsonl", b"0123456789")
     assert store.read_external(foreign.bucket, "in/questions.jsonl").data == b"0123456789"
     assert store.read_external(foreign.bucket, "in/questions.jsonl", max_bytes=10).data == b"0123456789"
-    with pytest.raises(UsageError, match="larger than the 9 bytes"):
+    with pytest.raises(ObjectTooLarge, match="larger than the 9 bytes"):
         store.read_external(foreign.bucket, "in/questions.jsonl", max_bytes=9)
     with pytest.raises(ObjectMissing):
         store.read_external(foreign.bucket, "in/none")

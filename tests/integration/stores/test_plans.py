@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Connection, Engine, make_url, text
 
-from ragllava.jobs import closing, control
+from ragllava.jobs import closing, views
 from ragllava.jobs.kinds import KINDS
-from ragllava.records import FileOutcome, FileStatus, JobKind, ReindexStatus
+from ragllava.records import JobKind, ReindexStatus
 from ragllava.settings import Settings
+from ragllava.source_files import FileOutcome, FileStatus
 from ragllava.stores import roles
 from ragllava.stores.archives import archive, blobs, image_changes, indexes, ingest_files, reindex_items, vectors
 from ragllava.stores.archives.reindex_items import ItemOutcome
@@ -176,9 +177,9 @@ STATEMENTS: dict[str, tuple[Work, int]] = {
     "outcomes of items": (_finish_items, FEW),
     "order of questions": (lambda c: answers.reorder(c, LARGE, list(PART)), FEW),
     "retried questions": (lambda c: ANSWER.reopen(c, LARGE, 2, ["failed"]), WHOLE),
-    "a view of a job": (lambda c: control.view(c, LARGE), WHOLE),
-    "a view of a refresh": (lambda c: control.view(c, REFRESH), 2 * WHOLE),
-    "troubled shards": (lambda c: control.troubled_shards(c, LARGE), WHOLE),
+    "a view of a job": (lambda c: views.view(c, LARGE), WHOLE),
+    "a view of a refresh": (lambda c: views.view(c, REFRESH), 2 * WHOLE),
+    "troubled shards": (lambda c: views.troubled_shards(c, LARGE), WHOLE),
     "earlier answers": (lambda c: refreshes.earlier_answers(c, REFRESH, range(SHARD)), FEW),
     "answers taken over": (lambda c: refreshes.take_over(c, REFRESH, 2, 1, 1, range(SHARD)), FEW),
     "lines of a refresh": (lambda c: refreshes.answered_part(c, LARGE, 0, 500), 60 * 500),

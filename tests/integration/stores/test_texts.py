@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, text, update
 
 from ragllava.errors import IndexGone, IndexUnusable
-from ragllava.stores.archives import indexes, texts, vectors, word_index
+from ragllava.stores.archives import indexes, spellings, texts, vector_search, vectors, word_index
 from ragllava.stores.archives.filtering import FilterSql
 from ragllava.stores.archives.texts import AskedWords, MatchedWord
 from ragllava.stores.schema import images
@@ -124,8 +124,11 @@ class TestScope:
         other.add("harlow tower")
         assert shelf.ids("harlow") == [mine]
         assert set(other.ids("harlow")) > {theirs}
-        assert texts.known_words(shelf.connection, shelf.archive_id, ["harlow", "tower"]) == {"harlow": 1}
-        assert texts.known_words(shelf.connection, other.archive_id, ["harlow", "tower"]) == {"harlow": 2, "tower": 1}
+        assert spellings.known_words(shelf.connection, shelf.archive_id, ["harlow", "tower"]) == {"harlow": 1}
+        assert spellings.known_words(shelf.connection, other.archive_id, ["harlow", "tower"]) == {
+            "harlow": 2,
+            "tower": 1,
+        }
         assert texts.count_images(shelf.connection, shelf.archive_id) == 1
         assert texts.count_images(shelf.connection, other.archive_id) == 2
 
@@ -143,7 +146,7 @@ class TestScope:
         ids = shelf.add(*["harlow barn"] * 50, *["the barn"] * 150)
         monkeypatch.setattr(texts, "CANDIDATES", 4)
         for kept, most in itertools.product((ids[199:], ids[49:51], ids[::3], ids, []), (10_000, 1)):
-            monkeypatch.setattr(vectors, "FILTERED_EXACT_ROWS", most)
+            monkeypatch.setattr(vector_search, "FILTERED_EXACT_ROWS", most)
             condition = FilterSql("i.id = ANY(%(kept)s)", {"kept": kept})
             [hits] = texts.search(shelf.connection, shelf.index, asked("the harlow barn"), 20, filter=condition)
             assert {hit.image_id for hit in hits} <= set(kept)
@@ -153,7 +156,7 @@ class TestScope:
         ids = shelf.add("harlow barn", "harlow tower")
         queries = shelf.draw(2)
         [first, second] = texts.search(shelf.connection, shelf.index, asked("harlow", "tower"), 5, queries)
-        nearest = vectors.search(shelf.connection, shelf.index, queries, 5)
+        nearest = vector_search.search(shelf.connection, shelf.index, queries, 5)
         for hits, expected in zip((first, second), nearest, strict=True):
             cosines = {hit.image_id: hit.retrieval_score for hit in expected}
             assert {hit.image_id: hit.retrieval_score for hit in hits} == {
@@ -201,11 +204,13 @@ class TestCorrections:
         shelf.add("undwick barn", "harlow tower")
         asked = ["undwikc", "undwic", "undwickk", "umdwick", "hrlow"]
         expected = [["undwick"]] * 4 + [["harlow"]]
-        assert texts.corrections(shelf.connection, shelf.archive_id, asked) == dict(zip(asked, expected, strict=True))
+        assert spellings.corrections(shelf.connection, shelf.archive_id, asked) == dict(
+            zip(asked, expected, strict=True)
+        )
 
     def test_two_letters_of_a_long_word(self, shelf: Shelf) -> None:
         shelf.add("holshirestead", "holshirestone")
-        meant = texts.corrections(
+        meant = spellings.corrections(
             shelf.connection, shelf.archive_id, ["holshirexxtead", "holshirestad", "holshiresxxnd"]
         )
         assert meant == {"holshirexxtead": ["holshirestead"], "holshirestad": ["holshirestead"]}
@@ -216,16 +221,16 @@ class TestCorrections:
     def test_not_corrected(self, shelf: Shelf, word: str) -> None:
         """Another first letter, a known, short or question word, numbers, too far, too many neighbours."""
         shelf.add("undwick barn 1932", "white colar 東京タワー", "karla karlb karlc karld kara8")
-        assert texts.corrections(shelf.connection, shelf.archive_id, [word]) == {}
+        assert spellings.corrections(shelf.connection, shelf.archive_id, [word]) == {}
 
     def test_the_more_frequent_word_comes_first(self, shelf: Shelf) -> None:
         shelf.add("harlaw", "harlew", "harlew")
-        assert texts.corrections(shelf.connection, shelf.archive_id, ["harlow"]) == {"harlow": ["harlew", "harlaw"]}
+        assert spellings.corrections(shelf.connection, shelf.archive_id, ["harlow"]) == {"harlow": ["harlew", "harlaw"]}
 
     def test_words_of_other_archives_are_not_meant(self, shelf: Shelf) -> None:
         make_shelf(shelf.connection, "others").add("undwick")
         shelf.add("harlow")
-        assert texts.corrections(shelf.connection, shelf.archive_id, ["undwik"]) == {}
+        assert spellings.corrections(shelf.connection, shelf.archive_id, ["undwik"]) == {}
 
     def test_the_search_corrects_and_says_so(self, shelf: Shelf) -> None:
         undwick, undwack = shelf.add("undwick barn", "undwack barn")

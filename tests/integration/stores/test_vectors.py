@@ -13,8 +13,9 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from ragllava.errors import IndexGone, IndexUnusable, ScoreRejected, UsageError
-from ragllava.stores.archives import archive, graphs, indexes, vectors
-from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
+from ragllava.stores.archives import archive, graphs, indexes, vector_search, vectors
+from ragllava.stores.archives.vector_search import Hit
+from ragllava.stores.archives.vectors import IndexView, Vectors
 from ragllava.stores.database import outside_transaction, read_at_once
 
 DIM = 64
@@ -71,7 +72,7 @@ def test_search_equals_brute_force(engine: Engine) -> None:
     with engine.begin() as connection:
         index_id = new_index(connection)
         assert vectors.insert_embeddings(connection, index_id, image_ids, stored) == 500
-        results = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
+        results = vector_search.search(connection, vectors.get_index(connection, index_id), queries, k=20)
     expected = brute_force(queries, stored, image_ids, k=20)
     assert len(results) == 70
     for hits, expected_hits in zip(results, expected, strict=True):
@@ -88,7 +89,7 @@ def test_scores_are_the_cosine(engine: Engine) -> None:
     with engine.begin() as connection:
         index_id = new_index(connection)
         vectors.insert_embeddings(connection, index_id, [7, 8, 9], stored)
-        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), query, k=3)
+        (hits,) = vector_search.search(connection, vectors.get_index(connection, index_id), query, k=3)
     assert [hit.image_id for hit in hits] == [7, 9, 8]
     assert [hit.retrieval_score for hit in hits] == pytest.approx([0.8, 0.0, -0.6], abs=HALF_ROUNDING)
 
@@ -99,7 +100,7 @@ def test_ties_go_by_image_id(engine: Engine) -> None:
         index_id = new_index(connection)
         for image_id in (50, 20, 40, 10, 30):  # one after the other: so they lie in the table in this order
             vectors.insert_embeddings(connection, index_id, [image_id], same)
-        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), same, k=3)
+        (hits,) = vector_search.search(connection, vectors.get_index(connection, index_id), same, k=3)
     assert [hit.image_id for hit in hits] == [10, 20, 30]
 
 
@@ -107,10 +108,10 @@ def test_more_neighbours_than_images_and_an_empty_index(engine: Engine) -> None:
     queries = draw(2, seed=2)
     with engine.begin() as connection:
         index_id = new_index(connection)
-        assert vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20) == [[], []]
-        assert vectors.search(connection, vectors.get_index(connection, index_id), queries[:0], k=20) == []
+        assert vector_search.search(connection, vectors.get_index(connection, index_id), queries, k=20) == [[], []]
+        assert vector_search.search(connection, vectors.get_index(connection, index_id), queries[:0], k=20) == []
         vectors.insert_embeddings(connection, index_id, [1, 2, 3], draw(3, seed=1))
-        results = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
+        results = vector_search.search(connection, vectors.get_index(connection, index_id), queries, k=20)
     assert [sorted(hit.image_id for hit in hits) for hits in results] == [[1, 2, 3], [1, 2, 3]]
 
 
@@ -119,7 +120,7 @@ def test_archives_do_not_see_each_other(engine: Engine) -> None:
         first, second = new_index(connection, "one"), new_index(connection, "other", dim=8)
         vectors.insert_embeddings(connection, first, [1, 2], draw(2, seed=1))
         vectors.insert_embeddings(connection, second, [3], draw(1, seed=2, dim=8))
-        (hits,) = vectors.search(connection, vectors.get_index(connection, first), draw(1, seed=3), k=20)
+        (hits,) = vector_search.search(connection, vectors.get_index(connection, first), draw(1, seed=3), k=20)
     assert {hit.image_id for hit in hits} == {1, 2}
 
 
@@ -131,7 +132,7 @@ def test_inserting_twice_keeps_the_first_vector(engine: Engine) -> None:
         assert vectors.insert_embeddings(connection, index_id, [3, 2, 1, 3], second[[2, 1, 0, 1]]) == 1
         assert vectors.count_embeddings(connection, index_id) == 3
         assert vectors.missing_embeddings(connection, index_id, [9, 3, 1, 4]) == [9, 4]
-        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), first[:1], k=1)
+        (hits,) = vector_search.search(connection, vectors.get_index(connection, index_id), first[:1], k=1)
     assert hits[0].image_id == 1
     assert hits[0].retrieval_score == pytest.approx(1.0, abs=HALF_ROUNDING)
 
@@ -162,13 +163,13 @@ def test_vectors_that_do_not_fit_are_refused(engine: Engine) -> None:
         with pytest.raises(IndexUnusable, match="64 dimensions"):
             vectors.insert_embeddings(connection, index_id, [1], draw(1, seed=1, dim=32))
         with pytest.raises(IndexUnusable, match="64 dimensions"):
-            vectors.search(connection, vectors.get_index(connection, index_id), draw(1, seed=1, dim=32), k=1)
+            vector_search.search(connection, vectors.get_index(connection, index_id), draw(1, seed=1, dim=32), k=1)
         with pytest.raises(ScoreRejected, match="1 of 2 vectors"):
             broken = draw(2, seed=1)
             broken[1, 5] = np.nan
             vectors.insert_embeddings(connection, index_id, [1, 2], broken)
         with pytest.raises(ScoreRejected, match="length 3"):
-            vectors.search(connection, vectors.get_index(connection, index_id), 3 * draw(1, seed=1), k=1)
+            vector_search.search(connection, vectors.get_index(connection, index_id), 3 * draw(1, seed=1), k=1)
         with pytest.raises(IndexUnusable, match="4001 dimensions"):
             new_index(connection, "wide", dim=4_001)
         assert vectors.count_embeddings(connection, index_id) == 0
@@ -179,7 +180,7 @@ def test_the_largest_dimension_works(engine: Engine) -> None:
     with engine.begin() as connection:
         index_id = new_index(connection, dim=vectors.MAX_DIMENSIONS)
         vectors.insert_embeddings(connection, index_id, [1, 2, 3], stored)
-        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), stored[1:2], k=1)
+        (hits,) = vector_search.search(connection, vectors.get_index(connection, index_id), stored[1:2], k=1)
     assert hits[0].image_id == 2
 
 
@@ -234,7 +235,7 @@ def test_an_index_that_was_dropped_since_it_was_looked_up_is_gone(engine: Engine
     with engine.begin() as connection:
         indexes.drop_index(connection, index.index_id)
     with pytest.raises(IndexGone, match="there is no index"):
-        read_at_once(engine, vectors.search, index, draw(1, seed=1), k=1)
+        read_at_once(engine, vector_search.search, index, draw(1, seed=1), k=1)
 
 
 def test_creating_an_index_does_not_wait_for_searches(engine: Engine) -> None:
@@ -242,7 +243,7 @@ def test_creating_an_index_does_not_wait_for_searches(engine: Engine) -> None:
         index_id = new_index(reader, "one")
     with engine.begin() as reader:
         # Its locks are held to the end of the transaction.
-        vectors.search(reader, vectors.get_index(reader, index_id), draw(1, seed=1), k=1)
+        vector_search.search(reader, vectors.get_index(reader, index_id), draw(1, seed=1), k=1)
         with engine.begin() as writer:
             writer.execute(text("SET LOCAL lock_timeout = '1s'"))
             new_index(writer, "another")
@@ -255,7 +256,7 @@ def test_retired_images_never_appear(engine: Engine) -> None:
         image_ids = _insert_images(connection, 6)
         vectors.insert_embeddings(connection, index_id, image_ids, stored)
         connection.execute(text("UPDATE images SET retired = true WHERE id = :id"), {"id": image_ids[2]})
-        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), stored[2:3], k=6)
+        (hits,) = vector_search.search(connection, vectors.get_index(connection, index_id), stored[2:3], k=6)
     assert sorted(hit.image_id for hit in hits) == sorted(set(image_ids) - {image_ids[2]})
 
 
@@ -268,7 +269,7 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
     with engine.begin() as connection:
         force_graph(connection)
         before = scans_of(connection, f"embeddings_{index_id}_hnsw")
-        results = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
+        results = vector_search.search(connection, vectors.get_index(connection, index_id), queries, k=20)
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") == before + 20
         assert connection.scalar(text("SHOW hnsw.ef_search")) == "128"
     expected = brute_force(queries, stored, range(800), k=20)
@@ -280,10 +281,10 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
     with engine.begin() as connection:
         force_graph(connection)
         index = vectors.get_index(connection, index_id)
-        assert vectors.measure_recall(connection, index, queries, k=20) == pytest.approx(recall)
-        assert vectors.measure_recall(connection, index, queries[:0], k=20) == 1.0
+        assert vector_search.measure_recall(connection, index, queries, k=20) == pytest.approx(recall)
+        assert vector_search.measure_recall(connection, index, queries[:0], k=20) == 1.0
         before = scans_of(connection, f"embeddings_{index_id}_hnsw")
-        exact = vectors.search_exact(connection, index, queries, k=20)
+        exact = vector_search.search_exact(connection, index, queries, k=20)
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") == before
     assert [[hit.image_id for hit in row] for row in exact] == [[hit.image_id for hit in row] for row in expected]
     for got in results:
@@ -302,7 +303,7 @@ def test_a_walk_is_one_statement_that_widens_itself(engine: Engine) -> None:
         statements: list[str] = []
         event.listen(engine, "before_cursor_execute", lambda *reported: statements.append(reported[2]))
         for _ in range(12):  # a repeated statement is prepared, first by psycopg, then by the server for any value
-            assert [len(hits) for hits in vectors.search(connection, index, queries, k=20)] == [20, 20]
+            assert [len(hits) for hits in vector_search.search(connection, index, queries, k=20)] == [20, 20]
         assert len(statements) == 12
         assert connection.scalar(text("SHOW hnsw.ef_search")) == "1"
 
@@ -321,7 +322,7 @@ def test_the_graph_never_gives_fewer_rows_than_there_are(engine: Engine) -> None
     assert graphs.build_hnsw(engine, index_id, above_rows=100)
     with engine.begin() as connection:
         force_graph(connection)
-        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), query, k=20)
+        (hits,) = vector_search.search(connection, vectors.get_index(connection, index_id), query, k=20)
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") > 0
     assert [hit.image_id for hit in hits] == [
         hit.image_id for hit in brute_force(query, stored[150:], image_ids[150:], k=20)[0]

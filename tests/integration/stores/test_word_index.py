@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, func, select, text, update
 import migrations
 from ragllava.settings import Settings
 from ragllava.stores import schema
-from ragllava.stores.archives import archive, blobs, image_changes, indexes, texts, vectors, word_index
+from ragllava.stores.archives import archive, blobs, image_changes, indexes, spellings, texts, vectors, word_index
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
 from ragllava.stores.archives.word_index import Disagreements
@@ -40,7 +40,7 @@ def number_of_rows(connection: Connection, *tables: str) -> list[int]:
 
 
 def counts(connection: Connection, archive_id: int, *words: str) -> dict[str, int]:
-    return texts.known_words(connection, archive_id, words)
+    return spellings.known_words(connection, archive_id, words)
 
 
 class TestChanges:

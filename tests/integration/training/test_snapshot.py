@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from sqlalchemy import Engine, func, select, text
 
+from ragllava.feedback import Label, NoisyReason, Verdict
 from ragllava.imaging.likeness import thumbnail
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.postcards.archive import draw_archive
-from ragllava.records import JobKind, Label, NoisyReason, Role, Verdict
+from ragllava.records import JobKind, Role
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
 from ragllava.stores.archives.thumbnails import store_thumbnails
@@ -39,7 +40,7 @@ from ragllava.training.data.snapshot import (
     read_snapshot,
     write_snapshot,
 )
-from ragllava.training.gate import GateReport, GateRules
+from ragllava.training.gate_report import GateReport, GateRules
 from ragllava.training.remote import upload_folder
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
 from tests.support.run_command import Run

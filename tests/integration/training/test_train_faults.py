@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from ragllava.cli.main import cli
+from ragllava.feedback import Label, Verdict
 from ragllava.jobs.states import JobState
-from ragllava.records import Label, Role, Verdict
+from ragllava.records import Role
 from ragllava.stores.learning import labels
 from ragllava.training.finetune.trainer import LoraTrainer
 from tests.conftest import environment_of

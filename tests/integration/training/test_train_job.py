@@ -21,10 +21,11 @@ from sqlalchemy import Connection
 from ragllava.cli.main import cli
 from ragllava.client.learning.previews import changed_examples
 from ragllava.errors import LeaseLost, ServiceUnavailable, SettingsError, ShardInterrupted, UsageError
-from ragllava.jobs import control
+from ragllava.feedback import NoisyReason
+from ragllava.jobs import control, views
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
-from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
+from ragllava.records import JobKind, Role, TrainingStatus
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.jobs import workers
@@ -313,7 +314,7 @@ def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: p
     queued = called("--json", "--name", "the winter's labels")
     assert json.loads(queued.stdout)["training"]["phase"] == "waiting"
     with bench.engine.begin() as connection:
-        [job] = [job for job in control.list_jobs(connection) if job.kind == JobKind.TRAIN]
+        [job] = [job for job in views.list_jobs(connection) if job.kind == JobKind.TRAIN]
         assert job.name == "the winter's labels"
         control.cancel(connection, job.job_id)
     monkeypatch.setattr("ragllava.cli.progress.wait_with_bar", lambda client, job_id, *_: client.jobs.get(job_id))

@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import text
 
 from ragllava.errors import UsageError
+from ragllava.feedback import Label, Verdict
 from ragllava.jobs import control
 from ragllava.jobs.states import JobState
-from ragllava.records import Label, Role, ScheduleAction, Verdict
+from ragllava.records import Role, ScheduleAction
 from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule, run_now
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import labels

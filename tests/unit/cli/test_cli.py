@@ -21,8 +21,8 @@ from ragllava.cli.options import SHOWN_LINES
 from ragllava.cli.services import interruptible
 from ragllava.client import Client
 from ragllava.errors import InvalidInput, LineError, ServiceUnavailable
-from ragllava.jobs.control import JobView
 from ragllava.jobs.states import JobState
+from ragllava.jobs.views import JobView
 from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
 from ragllava.training.finetune.presets import PRESETS, TrainingSettings

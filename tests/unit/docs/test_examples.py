@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from ragllava.feedback import NoisyReason
 from ragllava.filters import Condition, conditions, parse_where
 from ragllava.imaging import embedded
 from ragllava.lab.bench.groups import GROUPS
 from ragllava.models.profiles import get_profile
-from ragllava.records import AnswerStatus, Change, FileStatus, GapReason, NoisyReason
+from ragllava.records import AnswerStatus, Change, GapReason
 from ragllava.settings import Settings
+from ragllava.source_files import FileStatus
 from ragllava.stages import record_files
 from ragllava.stages.answer import question_files, submit
 from ragllava.stages.feedback.files import read_feedback

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from ragllava.errors import DecoderUnavailable, ImageRejected
+from ragllava.errors import DecoderUnavailable, ImageRejected, RejectionClass
 from ragllava.imaging.children import Child
 from ragllava.imaging.decode import DecodedImage, decode
 from ragllava.imaging.sandbox import DecoderPool
@@ -55,7 +55,7 @@ def test_results_come_in_order_and_equal_those_of_decode() -> None:
         picture = Image.effect_noise(size, 60).convert("RGB")
         items.append(jpeg(picture) if number % 2 else encoded(picture, "PNG"))
     items[7] = b"no picture"
-    items[20] = ImageRejected("it was refused before")
+    items[20] = ImageRejected(RejectionClass.OTHER, "it was refused before")
     with DecoderPool(2) as pool:
         results = list(decode_all(pool, items, 100))
     assert len(results) == len(items)

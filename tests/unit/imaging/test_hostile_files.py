@@ -13,7 +13,7 @@ import pytest
 from ragllava.errors import ImageRejected
 from ragllava.imaging.decode import DecodedImage
 from ragllava.imaging.sandbox import DecoderPool
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.reading import read_sources
 from ragllava.stages.ingest.sources import list_sources
 from tests.support.bad_files import build_corpus
@@ -55,7 +55,10 @@ def ingest(files: Sequence[SourceFile]) -> tuple[list[Outcome], int]:
         decoded = dict(zip((number for number, _ in read), results, strict=True))
         status = [Path(f"/proc/{child.pid}/status").read_text() for child in psutil.Process().children()]
     peaks = [int(line.split()[1]) for text in status for line in text.splitlines() if line.startswith("VmHWM")]
-    outcomes = [(file, decoded.get(no) or ImageRejected(file.rejected or "")) for no, file in enumerate(files)]
+    outcomes = [
+        (file, decoded[number] if file.rejected is None else ImageRejected(*file.rejected))
+        for number, file in enumerate(files)
+    ]
     return outcomes, max(peaks)
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from ragllava.lab.gate_simulation import HoldOut, simulate
-from ragllava.training.gate import GAIN_SPREAD, GateRules, provable_gain
+from ragllava.training.gate import GAIN_SPREAD, provable_gain
+from ragllava.training.gate_report import GateRules
 
 SHORT = GateRules(flips=2_000)
 

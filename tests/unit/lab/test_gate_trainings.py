@@ -16,7 +16,8 @@ from ragllava.lab.gate_trainings.situation import SituationSize, with_feedback
 from ragllava.settings import Settings
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
-from ragllava.training.gate import SOFTENED, WITH_CAPTIONS, GateRules
+from ragllava.training.gate import SOFTENED, WITH_CAPTIONS
+from ragllava.training.gate_report import GateRules
 from ragllava.training.version_scores import WITHOUT_CAPTIONS, RankedImage, RankScore, RerankerScores
 
 TINY = TrainingsOptions(seeds=(1,), size=SituationSize(24, 48), fresh=1, max_steps=1)

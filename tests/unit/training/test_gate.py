@@ -15,15 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import stdtrit
 
-from ragllava.training.gate import (
-    GateReport,
-    GateRules,
-    bounds_of_mean,
-    chance_of_equal,
-    decide,
-    effective_questions,
-    named_groups,
-)
+from ragllava.training.gate import bounds_of_mean, chance_of_equal, decide, effective_questions, named_groups
+from ragllava.training.gate_report import GateReport, GateRules
 
 PRIMARY, NOISE, BARE = "from the labelled images", "with a wrong image beside them", "without captions"
 RULES = GateRules()

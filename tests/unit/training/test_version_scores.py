@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ragllava.errors import ImageRejected, LeaseLost, ObjectMissing, RagllavaError, ScoreRejected, ServiceUnavailable
+from ragllava.errors import (
+    ImageRejected,
+    LeaseLost,
+    ObjectMissing,
+    RagllavaError,
+    RejectionClass,
+    ScoreRejected,
+    ServiceUnavailable,
+)
 from ragllava.models.generator import AnswerRequest, GeneratedAnswer, Generator
 from ragllava.models.reranker import Pair, Relevance, Reranker
 from ragllava.records import Candidate, StoredImage
@@ -25,16 +33,14 @@ from ragllava.training.contest import leave_out_doubtful
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
 from ragllava.training.gate import SOFTENED, WITH_CAPTIONS, decide
+from ragllava.training.scoring import EvaluationOptions, evaluate_generator, evaluate_reranker
 from ragllava.training.version_scores import (
     LABELLED_IMAGES,
     UNLABELLED,
     WITHOUT_CAPTIONS,
     WRONG_IMAGE,
-    EvaluationOptions,
     GeneratorScores,
     RerankerScores,
-    evaluate_generator,
-    evaluate_reranker,
 )
 from tests.support.tiny_checkpoints import load_family, noise_pictures
 
@@ -236,7 +242,7 @@ def gone(image: str, error: RagllavaError) -> Callable[[str], Image.Image]:
     return opened
 
 
-@pytest.mark.parametrize("error", [ImageRejected("broken"), ObjectMissing("no such key")])
+@pytest.mark.parametrize("error", [ImageRejected(RejectionClass.DAMAGED, "broken"), ObjectMissing("no such key")])
 def test_a_question_whose_picture_is_gone_counts_zero_and_stays(error: RagllavaError) -> None:
     others = [question("Which?"), question("Where?"), question("Who?")]
     bad = question("Gone?", relevant=(80, 33), answer="33")

@@ -20,7 +20,8 @@ from ragllava.jobs.states import JobState
 from ragllava.metadata import MAX_CAPTION
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
-from ragllava.records import AnswerStatus, Depth, JobKind, Retrieval, Role, SourceFile
+from ragllava.records import AnswerStatus, Depth, JobKind, Retrieval, Role
+from ragllava.source_files import SourceFile
 from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.answer.tools import RETRIEVAL_VERSION
 from ragllava.stages.answer.waves import DEPTH_VERSION

@@ -18,7 +18,7 @@ from ragllava.stages.answer.candidates import SURE_SHARE, CandidateHit, find_can
 from ragllava.stages.answer.splitting import MOST_BY_CAPTION
 from ragllava.stages.answer.tools import AnswerTools
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import texts, vectors
+from ragllava.stores.archives import texts, vector_search
 from ragllava.stores.archives.texts import AskedWords
 from ragllava.stores.archives.vectors import IndexView, Vectors
 from tests.support.shelf import DIM, make_shelf
@@ -67,7 +67,9 @@ class Asked:
     def cosines(self, question: str) -> dict[int, float]:
         """Of all images, as the exact search of vectors computes them."""
         with self.engine.begin() as connection:
-            [hits] = vectors.search_exact(connection, self.index, DrawnVectors().embed_texts([question]), len(self.ids))
+            [hits] = vector_search.search_exact(
+                connection, self.index, DrawnVectors().embed_texts([question]), len(self.ids)
+            )
         return {hit.image_id: hit.retrieval_score for hit in hits}
 
     def nearest(self, question: str, number: int = TOP_K) -> list[CandidateHit]:

@@ -15,25 +15,17 @@ from pyarrow import parquet
 from sqlalchemy import select
 
 from ragllava.client import Client
+from ragllava.feedback import NoisyReason
 from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.postcards.archive import KnownQuestion, draw_archive
 from ragllava.postcards.questions import QuestionStyle
-from ragllava.records import (
-    AnswerStatus,
-    Candidate,
-    Depth,
-    NoisyReason,
-    Origin,
-    Retrieval,
-    SourceFile,
-    by_relevance,
-    by_retrieval,
-)
+from ragllava.records import AnswerStatus, Candidate, Depth, Origin, Retrieval, by_relevance, by_retrieval
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores import schema
-from ragllava.stores.archives import vectors
+from ragllava.stores.archives import vector_search, vectors
 from ragllava.stores.objects import content_key
 from tests.conftest import environment_of
 from tests.integration.conftest import Postcards
@@ -246,7 +238,7 @@ def test_the_paper_s_set_up_is_a_direct_computation(
     with whole_gallery.engine.begin() as connection:
         index = vectors.active_index(connection, archive_id)
         assert index is not None
-        nearest = vectors.search_exact(connection, index, models.retriever.embed_texts(ten_questions), 8)
+        nearest = vector_search.search_exact(connection, index, models.retriever.embed_texts(ten_questions), 8)
 
     def opened(image_id: int) -> Image.Image:
         return Image.open(postcards.written.pictures / images[image_id].source).convert("RGB")

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from ragllava.errors import LeaseLost, ScoreRejected
+from ragllava.feedback import NoisyReason, NoisyState
 from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext
-from ragllava.records import AnswerStatus, JobKind, NoisyReason, NoisyState
+from ragllava.records import AnswerStatus, JobKind
 from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning import noisy

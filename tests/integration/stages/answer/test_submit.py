@@ -14,13 +14,14 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from ragllava.client import Client
-from ragllava.errors import InvalidInput, UsageError
+from ragllava.errors import InvalidInput, Rejection, RejectionClass, UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
-from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Retrieval, SourceFile
+from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Retrieval
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import (
     Submission,
@@ -360,7 +361,8 @@ def test_without_a_key_each_submit_is_a_job(desk: Desk) -> None:
 
 
 def test_files_are_queued_and_refused_ones_have_their_outcome(desk: Desk) -> None:
-    listed = [SourceFile(f"{n}.png", f"file:///{n}.png", rejected="it is empty" if n % 2 else None) for n in range(5)]
+    empty = Rejection(RejectionClass.DAMAGED, "it is empty")
+    listed = [SourceFile(f"{n}.png", f"file:///{n}.png", rejected=empty if n % 2 else None) for n in range(5)]
     job_id = in_transaction(desk.engine, submit_files, desk.settings, archive_name="new", files=listed)
     job = desk.job(job_id)
     assert (job.archive, job.progress.total, job.progress.by_status) == ("new", 5, {"rejected": 2})

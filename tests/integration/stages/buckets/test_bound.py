@@ -16,8 +16,9 @@ from sqlalchemy import func, select, text, update
 
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
-from ragllava.stages.buckets import observing, sync
-from ragllava.stages.buckets.sync import ProcessedEvents, ScanReport
+from ragllava.stages.buckets import observing, scanning, sync
+from ragllava.stages.buckets.scanning import ScanReport
+from ragllava.stages.buckets.sync import ProcessedEvents
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, bound_objects, change_events
@@ -69,7 +70,7 @@ class Bound:
     def scan(self, *, retry_refused: bool = False) -> ScanReport:
         """Scan, and run the jobs."""
         services = self.workshop.engine, self.workshop.settings, self.objects
-        [report] = sync.scan(*services, ARCHIVE, retry_refused=retry_refused)
+        [report] = scanning.scan(*services, ARCHIVE, retry_refused=retry_refused)
         self.workshop.run()
         sync.settle(self.workshop.engine)
         return report

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import delete, func, select, update
 
 from ragllava.errors import UsageError
-from ragllava.jobs.control import JobView
 from ragllava.jobs.states import JobState
+from ragllava.jobs.views import JobView
 from ragllava.records import JobKind, ScheduleAction, TaskName
 from ragllava.stages.buckets import sync
 from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule, run_now

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event, func, select, text, update
 
 from ragllava.errors import ServiceUnavailable, SettingsError
 from ragllava.settings import Settings
-from ragllava.stages.buckets import apply_changes, inbox, observing, sync
+from ragllava.stages.buckets import apply_changes, inbox, observing, scanning, sync
 from ragllava.stages.buckets.sync import ProcessedEvents
 from ragllava.stages.ingest.uris import MAX_URI
 from ragllava.stores.archives import archive
@@ -408,7 +408,7 @@ def test_a_scan_of_all_archives_compares_the_others(streets: Streets) -> None:
     for number in range(BINDINGS):
         streets.bucket.put(f"{number:02}/a.png", b"not looked at here")
     streets.objects.bad = f"{BAD:02}/"
-    reports = sync.scan(streets.engine, streets.settings, streets.objects)
+    reports = scanning.scan(streets.engine, streets.settings, streets.objects)
     assert [report.problem for report in reports].count(None) == BINDINGS - 1
     assert reports[BAD].problem == "RuntimeError: a defect"
     assert streets.archives_with_job() == set(range(BINDINGS)) - {BAD}
@@ -427,12 +427,12 @@ def test_a_key_that_the_store_never_gives_is_recorded_once(streets: Streets) -> 
     streets.event(key)
     assert streets.process_events().kept == 0, "trying again cannot help"
     name = streets.bindings[BAD].archive
-    report = sync.scan(streets.engine, streets.settings, Listing(streets.settings), name)[0]
+    report = scanning.scan(streets.engine, streets.settings, Listing(streets.settings), name)[0]
     assert not report.failed and report.listed == 2
     with streets.engine.begin() as connection:
         [row] = connection.execute(select(object_table).where(object_table.c.key == key)).all()
     assert row.kind == "other" and "'..'" in row.reason
-    again = sync.scan(streets.engine, streets.settings, Listing(streets.settings), name)[0]
+    again = scanning.scan(streets.engine, streets.settings, Listing(streets.settings), name)[0]
     assert not again.found_differences and not again.failed
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ragllava.stages.buckets import sync
+from ragllava.stages.buckets import scanning
 from ragllava.stages.buckets.binding import bind_archive
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stores.buckets import held_removals
@@ -71,20 +71,20 @@ def test_a_bucket_that_is_suddenly_empty_keeps_its_pictures(workshop: Workshop) 
     address = f"s3://{bucket.name}/in/"
     services = workshop.engine, workshop.settings, workshop.resources.objects
     bind_archive(workshop.engine, workshop.resources.objects, ARCHIVE, address, BindingRole.PICTURES, {})
-    sync.scan(*services, ARCHIVE)
+    scanning.scan(*services, ARCHIVE)
     workshop.run()
-    sync.scan(*services, ARCHIVE)
+    scanning.scan(*services, ARCHIVE)
 
     bucket.remove(*(f"in/{name}" for name in NAMES[:5]))
     bucket.put("in/new.png", picture(7))
-    [report] = sync.scan(*services, ARCHIVE)
+    [report] = scanning.scan(*services, ARCHIVE)
     assert report.held == 5 and report.changes.gone == [] and report.changes.added == ["in/new.png"]
     task = do(workshop, "scan", ARCHIVE)
     assert task.task is not None and task.task.status == "failed" and "--allow-removals" in str(task.task.reason)
     assert set(NAMES) <= workshop.images().keys()
     assert [entry.origin for entry in held(workshop)] == [address]
 
-    [report] = sync.scan(*services, ARCHIVE, allow_removals=True)
+    [report] = scanning.scan(*services, ARCHIVE, allow_removals=True)
     assert report.held == 0 and report.changes.gone == [f"in/{name}" for name in NAMES[:5]]
     assert workshop.images().keys() == {NAMES[5], "new.png"} and not held(workshop)
 

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import func, select, text
 
 from ragllava.errors import UsageError
-from ragllava.jobs import control
-from ragllava.records import Label, NoisyReason, Role, Verdict
+from ragllava.feedback import Label, NoisyReason, Verdict
+from ragllava.jobs import views
+from ragllava.records import Role
 from ragllava.stages.erasing.remove import Remover, rename_archive
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
@@ -190,7 +191,7 @@ def test_a_removed_archive_leaves_what_belongs_to_others(workshop: Workshop) -> 
         assert connection.scalar(partitions) == 0
         line = erasures.list_erasures(connection)[0]
         assert line.archive_id == archive_id and line.finished_at is not None
-        assert control.view(connection, int(training)).archive == "*", "trainings stay, without their archive"
+        assert views.view(connection, int(training)).archive == "*", "trainings stay, without their archive"
 
 
 def test_an_interrupted_removal_of_an_archive_is_finished_at_every_step(workshop: Workshop) -> None:
@@ -224,7 +225,7 @@ def test_an_interrupted_removal_of_an_archive_is_finished_at_every_step(workshop
 def test_an_archive_with_an_open_job_is_not_removed(workshop: Workshop) -> None:
     job_id = workshop.questions_job(3, per_shard=3)
     with workshop.engine.begin() as connection:
-        name = control.view(connection, job_id).archive
+        name = views.view(connection, job_id).archive
     with pytest.raises(UsageError, match=f"ragllava jobs cancel {job_id}"):
         remover(workshop).archive(name)
     with workshop.engine.begin() as connection:

@@ -14,10 +14,12 @@ from sqlalchemy import func, select, text
 
 from ragllava.client import Client
 from ragllava.errors import UsageError
-from ragllava.records import AnswerOptions, Label, NoisyReason, SourceFile, TaskName, Verdict
-from ragllava.stages.buckets import sync
+from ragllava.feedback import Label, NoisyReason, Verdict
+from ragllava.records import AnswerOptions, TaskName
+from ragllava.source_files import SourceFile
+from ragllava.stages.buckets import scanning
 from ragllava.stages.buckets.binding import bind_archive
-from ragllava.stages.buckets.sync import ScanReport
+from ragllava.stages.buckets.scanning import ScanReport
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.erasing.steps import IDLE_S, Eraser
 from ragllava.stages.ingest.submit import submit_files
@@ -172,7 +174,7 @@ def test_a_bound_object_is_named_and_not_ingested_again(workshop: Workshop) -> N
     bind_archive(workshop.engine, objects, ARCHIVE, f"s3://{bucket.name}/in/", BindingRole.PICTURES, {})
 
     def scan() -> ScanReport:
-        [report] = sync.scan(workshop.engine, settings, objects, ARCHIVE)
+        [report] = scanning.scan(workshop.engine, settings, objects, ARCHIVE)
         workshop.run()
         return report
 

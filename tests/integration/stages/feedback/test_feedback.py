@@ -12,18 +12,10 @@ import pytest
 from sqlalchemy import Engine
 
 from ragllava.errors import InvalidInput, UsageError
+from ragllava.feedback import Label, NoisyReason, NoisyState, Verdict
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
-from ragllava.records import (
-    Answer,
-    AnswerStatus,
-    JobKind,
-    Label,
-    NoisyReason,
-    NoisyState,
-    StoredImage,
-    Verdict,
-)
+from ragllava.records import Answer, AnswerStatus, JobKind, StoredImage
 from ragllava.settings import Settings
 from ragllava.stages.feedback.label_studio import LABELING_CONFIG
 from ragllava.stores.archives import archive

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Engine, text
 
 from ragllava.client import Client, Opinion, QueueFilter, acting
 from ragllava.errors import Conflict, InvalidInput, NotFound, UsageError
-from ragllava.records import AnswerStatus, NoisyReason, NoisyState, Role, Verdict
+from ragllava.feedback import NoisyReason, NoisyState, Verdict
+from ragllava.records import AnswerStatus, Role
 from ragllava.settings import Settings
 from ragllava.stores.access.tenancy import Scope
 from ragllava.stores.learning import review_counts, trainings

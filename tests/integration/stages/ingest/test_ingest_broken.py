@@ -18,10 +18,10 @@ from ragllava.errors import (
     ShardInterrupted,
 )
 from ragllava.jobs import control
-from ragllava.jobs.control import JobView
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
-from ragllava.records import SourceFile
+from ragllava.jobs.views import JobView
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, blobs, indexes

@@ -13,6 +13,7 @@ from PIL import Image
 from ragllava.errors import (
     ImageRejected,
     LeaseLost,
+    RejectionClass,
     ServiceUnavailable,
 )
 from ragllava.jobs.runner import ShardContext
@@ -159,7 +160,7 @@ def test_prepared_pictures_of_two_sub_batches_are_in_memory_and_no_more(workshop
 def test_large_files_make_small_sub_batches() -> None:
     sizes = [10, 10, 10, 35, 200, 1, 1, 1]
     contents: list[tuple[int, bytes | ImageRejected]] = [(n, bytes(size)) for n, size in enumerate(sizes)]
-    contents.insert(2, (99, ImageRejected("it is empty")))
+    contents.insert(2, (99, ImageRejected(RejectionClass.DAMAGED, "it is empty")))
     steps = [[number for number, _ in step] for step in in_steps(iter(contents), most_files=4, most_bytes=40)]
     assert steps == [[0, 1, 99, 2], [3, 4], [5, 6, 7]]
 

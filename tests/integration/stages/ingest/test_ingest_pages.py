@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
-from ragllava.jobs.control import JobView
-from ragllava.records import FileOutcome, FileStatus
+from ragllava.jobs.views import JobView
+from ragllava.source_files import FileOutcome, FileStatus
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.ingest.pages import DocumentOutcomes, Part

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from ragllava.client import Client
-from ragllava.records import SourceFile
+from ragllava.errors import RejectionClass
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest import upload
 from ragllava.stages.ingest.reading import OpenObject, ReadFile, read_sources
 from ragllava.stages.ingest.sources import list_sources
@@ -132,4 +133,4 @@ def test_files_are_uploaded_when_a_worker_runs_elsewhere(
 def test_a_file_that_cannot_be_read_is_rejected_with_the_reason(workshop: Workshop, tmp_path: Path) -> None:
     gone = SourceFile("gone.png", f"file://{tmp_path}/gone.png")
     [file] = upload_files(workshop.engine, workshop.resources.objects, [gone])
-    assert file.rejected == "it disappeared since it was listed"
+    assert file.rejected == (RejectionClass.UNREADABLE, "it disappeared since it was listed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import select, text
 
-from ragllava.records import NoisyReason
+from ragllava.feedback import NoisyReason
 from ragllava.stores.learning import noisy
 from ragllava.stores.maintenance import erasures
 from ragllava.stores.objects import content_key

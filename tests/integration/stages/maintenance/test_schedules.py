@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, func, select, text, update
 
 from ragllava.errors import ServiceUnavailable, UsageError
-from ragllava.jobs import control
+from ragllava.jobs import control, views
 from ragllava.records import JobKind, ScheduleAction
 from ragllava.settings import Settings
 from ragllava.stages.maintenance import schedules as firing
@@ -76,7 +76,7 @@ def test_a_due_schedule_makes_its_job_and_is_due_again_after_now(
     make_due(engine, "gc")
     [fired] = fire()
     assert fire() == []
-    job = in_transaction(engine, control.view, fired.job_id or 0)
+    job = in_transaction(engine, views.view, fired.job_id or 0)
     assert (job.kind, job.archive, job.progress.total) == (JobKind.MAINTENANCE, "*", 1)
     assert job.spec == {"action": "gc", "options": {"delete": True}}
     after = look(engine, "gc")
@@ -199,7 +199,7 @@ def test_a_removed_schedule_never_fires_and_its_job_stays(engine: Engine, fire: 
     in_transaction(engine, firing.remove, "gc")
     assert fire() == []
     assert in_transaction(engine, schedules.list_schedules) == []
-    assert in_transaction(engine, control.view, fired.job_id or 0).kind == JobKind.MAINTENANCE
+    assert in_transaction(engine, views.view, fired.job_id or 0).kind == JobKind.MAINTENANCE
 
 
 def test_run_begins_now_and_leaves_the_next_time(engine: Engine, settings: Settings) -> None:

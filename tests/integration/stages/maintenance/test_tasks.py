@@ -8,9 +8,11 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from ragllava.errors import UsageError
+from ragllava.feedback import Label, NoisyReason, NoisyState, Verdict
 from ragllava.jobs import control
 from ragllava.jobs.states import JobState
-from ragllava.records import Label, NoisyReason, NoisyState, SourceFile, TaskName, Verdict
+from ragllava.records import TaskName
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance import vacuum as vacuum_task
 from ragllava.stages.maintenance.stage import submit_task

@@ -18,11 +18,13 @@ from sqlalchemy import Engine, text
 from ragllava.client import Client, SavedResults
 from ragllava.errors import LineError, ServiceUnavailable, UsageError
 from ragllava.jobs import control, queue
-from ragllava.jobs.control import JobView, NewJob
+from ragllava.jobs.control import NewJob
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
-from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role, SourceFile, TaskName
+from ragllava.jobs.views import JobView
+from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role, TaskName
 from ragllava.settings import Settings
+from ragllava.source_files import SourceFile
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.ingest.submit import submit_files

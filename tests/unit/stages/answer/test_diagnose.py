@@ -9,17 +9,8 @@ from dataclasses import replace
 import pytest
 
 from ragllava.errors import DeviceOutOfMemory, JobRefused, RagllavaError, ScoreRejected
-from ragllava.records import (
-    Answer,
-    AnswerStatus,
-    Candidate,
-    ModelStamp,
-    NoisyCase,
-    NoisyReason,
-    Origin,
-    Question,
-    StoredImage,
-)
+from ragllava.feedback import NoisyCase, NoisyReason
+from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Origin, Question, StoredImage
 from ragllava.stages.answer.doubts import DoubtLimits, Evidence, diagnose, find_noisy
 
 LIMITS = DoubtLimits(top_n=2, near_threshold=1.0, low_confidence=0.5)

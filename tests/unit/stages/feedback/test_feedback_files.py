@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ragllava.errors import InvalidInput, LineError, UsageError
-from ragllava.records import Verdict
+from ragllava.feedback import Verdict
 from ragllava.stages.feedback.files import (
     MAX_ANSWER_CHARACTERS,
     FeedbackLine,

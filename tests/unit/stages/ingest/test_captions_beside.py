@@ -13,7 +13,7 @@ from typing import Literal
 
 import pytest
 
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest.captions import Captions, read_captions
 from ragllava.stages.ingest.listing import Listing
 from ragllava.stages.ingest.reading import read_sources

@@ -14,9 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragllava.errors import ImageRejected, ObjectMissing, ServiceUnavailable, UsageError
+from ragllava.errors import (
+    ImageRejected,
+    ObjectMissing,
+    ObjectTooLarge,
+    RejectionClass,
+    ServiceUnavailable,
+    UsageError,
+)
 from ragllava.imaging.decode import MAX_BYTES
-from ragllava.records import SourceFile
+from ragllava.source_files import SourceFile
 from ragllava.stages.ingest import packed
 from ragllava.stages.ingest.captions import Captions
 from ragllava.stages.ingest.files import is_offered, leads_out, open_regular
@@ -148,7 +155,8 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         assert files == {"b.png": None, "locked/a.png": None}  # root may read anything
     else:
-        assert files == {"b.png": None, "locked": "the folder: it cannot be read: permission denied"}
+        reason = "the folder: it cannot be read: permission denied"
+        assert files == {"b.png": None, "locked": (RejectionClass.UNREADABLE, reason)}
 
 
 def test_sidecars_give_captions_and_a_caption_file_wins(tmp_path: Path) -> None:
@@ -221,16 +229,20 @@ def test_objects_are_read_through_the_store() -> None:
     def open_object(bucket: str, key: str) -> bytes:
         if key == "down":
             raise ServiceUnavailable("the store does not answer")
+        if key == "large":
+            raise ObjectTooLarge("in other words")
         try:
             return store[bucket, key]
         except KeyError:
             raise ObjectMissing(key) from None
 
-    files = [(5, "s3://bucket/a%20b/%C3%BC%21.png"), (6, "s3://bucket/missing.png")]
-    (picture, missing) = read_sources(files, open_object)
+    files = [(5, "s3://bucket/a%20b/%C3%BC%21.png"), (6, "s3://bucket/missing.png"), (7, "s3://bucket/large")]
+    (picture, missing, large) = read_sources(files, open_object)
     assert picture == (5, b"pixels")
     assert missing[0] == 6
     assert "disappeared" in str(missing[1])
+    assert isinstance(large[1], ImageRejected)
+    assert large[1].rejection == (RejectionClass.TOO_LARGE, "in other words")
     with pytest.raises(ServiceUnavailable):
         list(read_sources([(7, "s3://bucket/down")], open_object))
 

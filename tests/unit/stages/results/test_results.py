@@ -28,7 +28,8 @@ from ragllava.records import (
 )
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.results import results
-from ragllava.stages.results.results import Previous, ResultRow, output_file, write_errors, write_results
+from ragllava.stages.results.output_files import output_file
+from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 
 WRITTEN = (FileFormat.JSONL, FileFormat.CSV, FileFormat.PARQUET)
 STAMP = ModelStamp(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from ragllava.records import Candidate, Label, Origin, Role, StoredImage, Verdict
+from ragllava.feedback import Label, Verdict
+from ragllava.records import Candidate, Origin, Role, StoredImage
 from ragllava.stores.learning.labels import LabelledRow
 from ragllava.training.data.datasets import DatasetOptions, Retrieved, build_rank_dataset
 from ragllava.training.data.examples import Evidence, RankExample
