@@ -48,9 +48,9 @@ class Prometheus:
         return [rule for group in self.ask("rules").get("groups", []) for rule in group["rules"]]
 
     def alerts(self) -> dict[str, set[str]]:
-        """The states, pending or firing, of each alert that is not inactive, by its name."""
+        """The states, pending or firing, of each alert that is not inactive, by its name. Fails without an answer."""
         states: dict[str, set[str]] = {}
-        for alert in self.ask("alerts").get("alerts", []):
+        for alert in self.ask("alerts")["alerts"]:
             states.setdefault(alert["labels"]["alertname"], set()).add(alert["state"])
         return states
 
