@@ -1,7 +1,7 @@
 """`/metrics` for Prometheus, on a port of its own: it needs no key, so it listens on this machine only.
 
-One exporter reads the database for the whole system. Worker processes serve no ports: their children would count each
-for itself.
+One exporter reads the database for the whole system. What only a worker process knows, it serves itself
+(workers/figures.py).
 """
 
 from __future__ import annotations
