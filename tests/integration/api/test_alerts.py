@@ -329,7 +329,7 @@ def test_each_alert_is_seen_firing_when_its_cause_is_made_and_not_before(scene: 
         if alert == "RagllavaMetricsSlow":
             wait_for("RagllavaMetricsSlow to fire", lambda: scene.fires("RagllavaMetricsSlow"))
             scene.second.stop()  # for its figures would hide that those of the first server are gone
-    wait_for("all of them to fire", lambda: bool(scene.look()) and scene.seen >= causes.keys())
+    wait_for("all of them to fire", lambda: bool(scene.look()) and scene.seen >= set(causes))
 
     # A scrape that takes too long is a server that is away, too, for a moment.
     wait_for("the server to be scraped", lambda: "RagllavaDown" not in scene.look())
