@@ -135,7 +135,8 @@ _WAITING = f"({_OPEN}) open WHERE open.state <> 'running' AND job_state <> 'paus
 def _sums(measure: str, condition: str = "true") -> str:
     """The totals of a measure by kind of job and result."""
     return f"""
-        SELECT kind, result, sum(number) FROM totals WHERE measure = '{measure}' AND {condition} GROUP BY kind, result
+        SELECT kind, result, {totals.EXACT_SUM} FROM totals
+        WHERE measure = '{measure}' AND {condition} GROUP BY kind, result
     """  # noqa: S608 - our own words
 
 
