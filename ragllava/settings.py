@@ -235,6 +235,14 @@ class Settings(BaseSettings):
         "may reach it.",
     )
 
+    worker_metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65_535,
+        description="Port at 127.0.0.1 at which a worker of one slot serves the figures of its own process. Those of "
+        "`ragllava up` take this one and the next ones. 0: none are served.",
+    )
+
     profile: str = Field(
         default="mini", description="Which models run: `mini`, `base`, `paper`, or the path of a profile file."
     )

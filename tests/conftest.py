@@ -67,6 +67,7 @@ _LONGEST = (
     "integration/console/test_learning.py",
     "integration/evaluation/test_eval.py",
     "integration/local/test_strangers.py",
+    "integration/api/test_alerts.py",
     "integration/evaluation/test_eval_styles.py",
     "unit/lab/test_mini_recipe.py",
     "unit/lab/test_gate_trainings.py",

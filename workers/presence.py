@@ -26,6 +26,7 @@ from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
 from ragllava.stores.schema_revision import find_problem, require_schema
 from ragllava.vital_signs import VitalSigns
+from workers import figures
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -175,6 +176,7 @@ def _ready(**_facts: Any) -> None:
         runtime.get_ready(_presence.name)
     if _presence.queues == ["maint"]:
         in_transaction(_presence.engine, workers.report_ready, _presence.name, {"ragllava": __version__})
+        figures.serve(_presence.name, _presence.slots, load_settings().worker_metrics_port)
     if "maint" in _presence.queues:
         from workers import schedule  # of this worker alone: it loads what the tick does
 

@@ -29,6 +29,7 @@ from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
 from ragllava.stores.learning import registry
 from ragllava.stores.schema_revision import require_schema
+from workers import figures
 from workers.app import MESSAGE_VERSION, dispatch_now
 from workers.presence import FAILURE_SIGNAL
 
@@ -113,9 +114,10 @@ def get_ready(name: str) -> dict[str, str]:
     Raises ServiceUnavailable, ModelUnavailable, …
     """
     process = runtime()
-    queues = {row.name: row.queues for row in in_transaction(process.engine, workers.list_workers)}.get(name)
-    if queues is None:
+    row = next((row for row in in_transaction(process.engine, workers.list_workers) if row.name == name), None)
+    if row is None:
         raise ServiceUnavailable(f"the row of worker {name} is gone; its parent process makes it again")
+    queues = row.queues
     if queues == ["train"]:
         os.nice(process.settings.train_niceness)
     else:
@@ -131,6 +133,7 @@ def get_ready(name: str) -> dict[str, str]:
     versions = versions | {"profile": process.resources.models.profile.name, "ragllava": __version__}
     in_transaction(process.engine, workers.report_ready, name, versions)
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
+    figures.serve(name, row.slots, process.settings.worker_metrics_port)
     dispatch_now(process.engine, process.settings)
     return versions
 
@@ -146,7 +149,12 @@ def run_message(shard_id: int, message_version: int, worker: str) -> None:
         return
     passed_on = False
     try:
-        if not run_shard(shard_id, worker, process.settings, process.engine, process.resources):
+        started = time.monotonic()
+        with figures.at_work():
+            has_run = run_shard(shard_id, worker, process.settings, process.engine, process.resources)
+        if has_run:
+            figures.note_shard(time.monotonic() - started)
+        else:
             passed_on = ending.pass_on(process.engine, shard_id, worker, process.settings)
             if not passed_on:  # a message that comes twice or late has changed nothing that could be dispatched
                 return

@@ -1,7 +1,7 @@
 """`/metrics` for Prometheus, on a port of its own: it needs no key, so it listens on this machine only.
 
-One exporter reads the database for the whole system. Worker processes serve no ports: their children would count each
-for itself.
+One exporter reads the database for the whole system. What only a worker process knows, it serves itself
+(workers/figures.py).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def make_metrics_app(read: Read, kept_s: float = KEPT_S) -> Starlette:
 
 
 @contextmanager
-def serving_metrics(settings: Settings, read: Read) -> Iterator[str | None]:
+def serving_metrics(settings: Settings, read: Read, kept_s: float = KEPT_S) -> Iterator[str | None]:
     """Serve the metrics in a thread during the block; the address, or None if the settings or another server on the
     port prevent it. Raises UsageError for an address beyond this machine that the settings do not allow."""
     if not settings.metrics_port:
@@ -103,7 +103,7 @@ def serving_metrics(settings: Settings, read: Read) -> Iterator[str | None]:
         log.warning(f"no metrics are served at {host}:{port}: {error.strerror}", extra={"action": "no_metrics"})
         yield None
         return
-    server = uvicorn.Server(server_config(make_metrics_app(read), host, port))
+    server = uvicorn.Server(server_config(make_metrics_app(read, kept_s), host, port))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="metrics", daemon=True)
     thread.start()
     log.info(f"serves metrics at http://{host}:{port}/metrics", extra={"action": "metrics_started"})

@@ -44,9 +44,19 @@ def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec
     # Idle OpenMP threads that spin take the processor from the other workers of a small machine.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     return [
-        WorkerSpec(name, (*celery, "-n", f"{name}@%h", *options, *quiet), environment | devices.get(name, {}))
-        for name, options in commands.items()
+        WorkerSpec(
+            name,
+            (*celery, "-n", f"{name}@%h", *options, *quiet),
+            environment | devices.get(name, {}) | _port_of_figures(settings, number),
+        )
+        for number, (name, options) in enumerate(commands.items())
     ]
+
+
+def _port_of_figures(settings: Settings, number: int) -> dict[str, str]:
+    """The variable that gives each worker of a machine a port of its own; none while no figures are served."""
+    first = settings.worker_metrics_port
+    return {"RAGLLAVA_WORKER_METRICS_PORT": str(first + number)} if first else {}
 
 
 def _devices(answer_workers: int) -> dict[str, dict[str, str]]:

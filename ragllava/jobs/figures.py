@@ -17,7 +17,9 @@ from sqlalchemy import Connection, text
 
 from ragllava.errors import RejectionClass
 from ragllava.jobs.kinds import KINDS, queues_by_kind
-from ragllava.records import GapReason
+from ragllava.jobs.states import FINAL_JOB_STATES
+from ragllava.jobs.totalling import MISSING
+from ragllava.records import AnswerStatus, GapReason, JobKind
 from ragllava.settings import Settings
 from ragllava.stores.maintenance import totals
 from ragllava.stores.maintenance.faults import PERSISTENT_ATTEMPTS
@@ -32,14 +34,15 @@ Type = Literal["gauge", "counter", "histogram"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
     """One metric. Its statement returns its labels and then the number; of a histogram, the bound of a bucket (or
-    `sum`) before the number. `zeros` says which labels are shown with 0 when no row has them."""
+    `sum`) before the number. `zeros` says which labels are shown with 0 when no row has them: Prometheus sees no
+    increase in a counter that begins with 1."""
 
     name: str
     type: Type
     meaning: str
     statement: str
     labels: tuple[str, ...] = ()
-    zeros: Literal["", "queues", "leases", "kinds", "rejections"] = ""
+    zeros: Literal["", "queues", "leases", "kinds", "rejections", "ends", "answers"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +95,16 @@ def _read(connection: Connection, metric: Metric, values: dict[str, object]) -> 
 
 def _zeros(metric: Metric) -> list[tuple[str, ...]]:
     queues = sorted({kind.queue for kind in KINDS.values()})
-    match metric.zeros:
-        case "queues":
-            return [(queue,) for queue in queues]
-        case "leases":
-            return [(queue, state) for queue in queues for state in ("overdue", "running")]
-        case "kinds":
-            return [(kind,) for kind in sorted(KINDS)]
-        case "rejections":
-            return [(rejection.value,) for rejection in RejectionClass]
-    return []
+    zeros: dict[str, list[tuple[str, ...]]] = {
+        "": [],
+        "queues": [(queue,) for queue in queues],
+        "leases": [(queue, state) for queue in queues for state in ("overdue", "running")],
+        "kinds": [(kind,) for kind in sorted(KINDS)],
+        "rejections": [(rejection.value,) for rejection in RejectionClass],
+        "ends": [(kind, state.value) for kind in sorted(KINDS) for state in FINAL_JOB_STATES],
+        "answers": [(JobKind.ANSWER.value, result) for result in (*AnswerStatus, MISSING)],
+    }
+    return zeros[metric.zeros]
 
 
 def _histograms(rows: Sequence[Sequence[object]], width: int) -> list[Histogram]:
@@ -132,7 +135,8 @@ _WAITING = f"({_OPEN}) open WHERE open.state <> 'running' AND job_state <> 'paus
 def _sums(measure: str, condition: str = "true") -> str:
     """The totals of a measure by kind of job and result."""
     return f"""
-        SELECT kind, result, sum(number) FROM totals WHERE measure = '{measure}' AND {condition} GROUP BY kind, result
+        SELECT kind, result, {totals.EXACT_SUM} FROM totals
+        WHERE measure = '{measure}' AND {condition} GROUP BY kind, result
     """  # noqa: S608 - our own words
 
 
@@ -153,6 +157,7 @@ METRICS: tuple[Metric, ...] = (
         name="ragllava_jobs_total",
         type="counter",
         labels=("kind", "result"),
+        zeros="ends",
         meaning="Jobs that ended. A job that is retried ends again.",
         statement=_sums(totals.JOBS),
     ),
@@ -160,6 +165,7 @@ METRICS: tuple[Metric, ...] = (
         name="ragllava_questions_total",
         type="counter",
         labels=("stage", "result"),
+        zeros="answers",
         meaning="Questions by outcome, counted when their job ends. The stage is `answer`.",
         statement=_sums(totals.INPUTS, "kind = 'answer'"),
     ),

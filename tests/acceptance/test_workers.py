@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from ragllava.jobs.states import JobState
+from ragllava.local.service import http_get
 from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.schema import REVISION
 from ragllava.stores.schema_revision import stated_floor
@@ -29,6 +31,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def figures(port: int) -> dict[tuple[str, tuple[str, ...]], float]:
+    """What the process of a worker serves, by name and the values of labels."""
+    families = text_string_to_metric_families(http_get(f"http://127.0.0.1:{port}/metrics").data.decode())
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value for family in families for sample in family.samples
+    }
 
 
 def exit_code(cluster: Cluster, name: str) -> int:
@@ -89,6 +99,8 @@ def test_a_job_that_one_worker_cannot_do_is_done_by_the_others(cluster: Cluster,
     """The unfit worker is there first, and idle."""
     cluster.start("maint", "maint", FRAGILE, ticks=True)
     cluster.start("unfit", "query", UNFIT)
+    port = free_port()
+    cluster.settings = cluster.settings.model_copy(update={"worker_metrics_port": port})
     cluster.start("fit", "query", FRAGILE)
     cluster.wait_ready("unfit", "fit")
     with cluster.client.engine.begin() as connection:
@@ -101,6 +113,9 @@ def test_a_job_that_one_worker_cannot_do_is_done_by_the_others(cluster: Cluster,
     assert (job.state, job.progress.by_status) == (JobState.COMPLETED, {"answered": 60})
     unfit = next(row for row in cluster.client.system.workers() if row.name == "unfit@test")
     assert unfit.refused == {str(job_id): "this worker cannot do it"}
+    wait_for("the figures of its process", lambda: figures(port)["ragllava_worker_shard_seconds_count", ()] >= 8)
+    assert figures(port)["ragllava_worker_info", ("fit@test",)] == 1
+    assert figures(port)["process_resident_memory_bytes", ()] > 2**20
     cluster.kill("fit")
     alone = cluster.client.questions.submit(path, "test", idempotency_key="alone").job_id
     job = cluster.client.jobs.wait(alone, timeout_s=120)

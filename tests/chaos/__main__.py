@@ -1,5 +1,6 @@
 """`python -m tests.chaos`: exit code 1 when a question was lost, answered twice or answered wrongly, when the system
-did not come back from a fault, or when the time was over before every fault had its turn."""
+did not come back from a fault, when a number of the metrics differs from the tables, or when the time was over before
+every fault had its turn."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import time
 
 from rich.console import Console
 
+from tests.chaos.counters import as_table
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import run_chaos
 from tests.chaos.system import running_system
@@ -42,6 +44,7 @@ def main() -> int:
         names = arguments.only or list(FAULTS)
         report = run_chaos(system, names, arguments.questions, deadline, console.print)
     console.print(report.table())
+    console.print(as_table(report.counters))
     for line in report.lines():
         console.print(line)
     return 0 if report.is_clean else 1

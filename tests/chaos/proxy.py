@@ -1,4 +1,4 @@
-"""A proxy between Unix sockets, as a network that can be cut, silent, or half open."""
+"""A proxy between Unix sockets, as a network that can be cut, silent, half open, or slow."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class Proxy:
         self._links: set[_Link] = set()
         self._deaf: set[_Link] = set()  # silent for ever
         self._is_cut = False
+        self._delay_s = 0.0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -60,6 +61,14 @@ class Proxy:
             self._accepts.clear()
             for link in self._links:
                 link.flows.clear()
+
+        self._call(work())
+
+    def slow_down(self, delay_s: float) -> None:
+        """Hold everything up for so long from now on, in each direction; a question and its answer take twice that."""
+
+        async def work() -> None:
+            self._delay_s = delay_s
 
         self._call(work())
 
@@ -114,22 +123,22 @@ class Proxy:
         link = _Link(flows, (writer, far_writer))
         self._links.add(link)
         try:
-            await asyncio.gather(_pass_on(link, reader, far_writer), _pass_on(link, far_reader, writer))
+            await asyncio.gather(self._pass_on(link, reader, far_writer), self._pass_on(link, far_reader, writer))
         finally:
             self._links.discard(link)
             self._deaf.discard(link)
             link.abort()
 
-
-async def _pass_on(link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(_CHUNK):
-                await link.flows.wait()
-                writer.write(data)
-                await writer.drain()
-    finally:
-        writer.close()  # also when the other end died: its partner must notice
+    async def _pass_on(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(_CHUNK):
+                    await link.flows.wait()
+                    await asyncio.sleep(self._delay_s)
+                    writer.write(data)
+                    await writer.drain()
+        finally:
+            writer.close()  # also when the other end died: its partner must notice
 
 
 async def _set_event() -> asyncio.Event:

@@ -18,6 +18,8 @@ from sqlalchemy import text
 from ragllava.jobs.states import JobState
 from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.stores.database import make_engine
+from tests.chaos import counters
+from tests.chaos.counters import Comparison
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.system import ARCHIVE, System
 from tests.chaos.work_faults import register_second_champion, submit_over_a_cut_connection
@@ -57,6 +59,7 @@ class ChaosReport:
     twice: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    counters: list[Comparison] = field(default_factory=list)  # of the exporter, with the tables
     seconds: float = 0.0
 
     @property
@@ -81,6 +84,8 @@ class ChaosReport:
         if self.skipped:
             yield f"not run, because the time was over: {', '.join(self.skipped)}"
         yield from self.problems
+        agreeing = sum(comparison.agrees for comparison in self.counters)
+        yield f"{agreeing} of {len(self.counters)} numbers of /metrics agree with the tables"
         yield (
             f"{self.questions} questions, {len(self.faults)} faults in {self.seconds:.0f} s: {len(self.lost)} lost, "
             f"{len(self.twice)} twice, {len(self.wrong)} wrong"
@@ -220,6 +225,8 @@ def _compare(system: System, undisturbed_id: int, jobs: Mapping[int, int], repor
     if submitted - set(jobs):
         report.problems.append(f"jobs that nobody submitted: {sorted(submitted - set(jobs))}")
     report.problems += [problem for check in system.checks if (problem := check()) is not None]
+    report.counters = counters.compare(system.client)
+    report.problems += counters.differences(report.counters)
 
 
 def _outcomes(system: System, job_id: int) -> list[tuple[str, Outcome]]:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
 from starlette.testclient import TestClient
 from urllib3 import PoolManager
-from urllib3.exceptions import HTTPError
 
 from ragllava.api.metrics import make_metrics_app, require_allowed, serving_metrics
 from ragllava.client import ALL_METRICS, Client, Reading
@@ -25,14 +20,9 @@ from ragllava.settings import Settings
 from tests.integration.api.test_server import process
 from tests.support.job_rows import Desk
 from tests.support.metrics_page import RULES
+from tests.support.prometheus_server import free_port, running_prometheus
 from tests.support.run_command import Run
 from tests.support.waiting import wait_for
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -110,41 +100,6 @@ def test_a_port_that_is_taken_or_off_prevents_nothing() -> None:
                 assert url is None
 
 
-@contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[str]:
-    """A real one that scrapes the target every second; its address."""
-    port = free_port()
-    configuration = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(RULES)],
-        "scrape_configs": [{"job_name": "ragllava", "static_configs": [{"targets": [target]}]}],
-    }
-    file = folder / "prometheus.yml"
-    file.write_text(yaml.safe_dump(configuration))
-    process = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={file}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def ask(url: str, path: str, **fields: str) -> Any:
-    """The data of an answer of Prometheus's API; {} while it starts."""
-    with PoolManager(retries=False, timeout=60) as pool:
-        response = pool.request("GET", f"{url}/api/v1/{path}", fields=fields)
-        return response.json()["data"] if response.status == 200 else {}
-
-
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
 def test_a_real_prometheus_scrapes_it_and_evaluates_the_rules(client: Client, engine: Engine, tmp_path: Path) -> None:
     desk = Desk(engine, client.settings)
@@ -152,35 +107,18 @@ def test_a_real_prometheus_scrapes_it_and_evaluates_the_rules(client: Client, en
     desk.questions_job(5, 2)
     desk.drain()
     desk.questions_job(5, 2)
+    target = f"127.0.0.1:{client.settings.metrics_port}"
     with (
         serving_metrics(client.settings, client.metrics.read),
-        prometheus(tmp_path, f"127.0.0.1:{client.settings.metrics_port}") as url,
+        running_prometheus(tmp_path, RULES, {target: "1s"}) as prometheus,
     ):
-
-        def number(query: str) -> float | None:
-            try:
-                result = ask(url, "query", query=query).get("result", [])
-            except HTTPError:
-                return None
-            return float(result[0]["value"][1]) if result else None
-
+        number = prometheus.number
         wait_for("a scrape", lambda: number("ragllava_up") == 1, 60)
         assert number('ragllava_questions_total{stage="answer",result="answered"}') == 5
         assert number('ragllava_stage_seconds_count{stage="answer"}') == 3
         assert number('ragllava_queue_depth{queue="query"}') == 3
-
-        def rules() -> list[dict[str, Any]]:
-            return [rule for group in ask(url, "rules").get("groups", []) for rule in group["rules"]]
-
-        wait_for("the rules", lambda: {rule["health"] for rule in rules()} == {"ok"}, 60)
-        assert not [rule for rule in rules() if rule.get("lastError")]
-
-        def active() -> set[str]:
-            return {rule["name"] for rule in rules() if rule["type"] == "alerting" and rule["state"] != "inactive"}
-
-        # No tick has ever ended here, and the worker takes nothing. Before the first scrape, another one was pending.
-        wait_for("the alerts", lambda: {"RagllavaNoTick", "RagllavaQueueStuck"} <= active(), 60)
-        wait_for("the first alert to end", lambda: "RagllavaDown" not in active(), 60)
+        wait_for("the rules", lambda: {rule["health"] for rule in prometheus.rules()} == {"ok"}, 60)
+        assert not [rule for rule in prometheus.rules() if rule.get("lastError")]
 
 
 def test_the_process_serves_its_metrics_beside_the_api(environment: dict[str, str]) -> None:

@@ -1,10 +1,18 @@
-"""Retention of what nothing else ends: retired pictures, and jobs with noisy cases that nobody labels."""
+"""Retention of what nothing else ends: retired pictures, and jobs with noisy cases that nobody labels. What stays of
+every job is in the counters of the metrics."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from sqlalchemy import select, text
 
 from ragllava.feedback import NoisyReason
+from ragllava.client import Client
+from ragllava.jobs import control
+from ragllava.settings import Settings
+from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import noisy
 from ragllava.stores.maintenance import erasures
 from ragllava.stores.objects import content_key
@@ -53,3 +61,55 @@ def test_an_open_noisy_case_keeps_its_job_only_for_its_days(workshop: Workshop) 
     assert for_ever["jobs"]["dropped"] == 0
     figures = report(do(workshop.with_settings(keep_jobs_days=30), "retention"))
     assert figures["jobs"] == {"dropped": 1, "kept_for_labels_and_noisy_cases": 1, "examples": [old]}
+
+
+def counters(settings: Settings) -> dict[tuple[str, tuple[str, ...]], float]:
+    """What must never decrease: the counters of the metrics, and the counts and sums of their histograms."""
+    numbers: dict[tuple[str, tuple[str, ...]], float] = {}
+    with Client(settings, name="metrics", for_tenants=True) as client:
+        for reading in client.metrics.read():
+            if reading.metric.type == "counter":
+                numbers |= {(reading.metric.name, sample.labels): sample.number for sample in reading.samples}
+            for durations in reading.histograms:
+                numbers |= {
+                    (reading.metric.name, (*durations.labels, bound)): number for bound, number in durations.buckets
+                }
+                numbers[reading.metric.name, (*durations.labels, "sum")] = durations.sum_s
+    return numbers
+
+
+def of_others(numbers: Mapping[tuple[str, tuple[str, ...]], float]) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Those of other kinds of job than maintenance tasks."""
+    return {key: number for key, number in numbers.items() if "maintenance" not in key[1]}
+
+
+def test_no_counter_decreases_when_jobs_go(workshop: Workshop) -> None:
+    answered_job(workshop, [(0.9, 0.8)] * 3)
+    cancelled, retried = workshop.questions_job(4, 2), workshop.questions_job(4, 2)
+    workshop.answer(workshop.claim_next())
+    with Client(workshop.settings) as client:
+        client.jobs.cancel(cancelled)
+        client.jobs.cancel(retried)
+        in_transaction(workshop.engine, control.retry, retried, 2)
+        workshop.drain()
+        publish_missing_results(workshop.engine, workshop.resources.objects)
+        before = counters(workshop.settings)
+        assert before["ragllava_questions_total", ("answer", "answered")] == 3 + 2 + 4
+        assert before["ragllava_inputs_done_total", ("answer",)] == 3 + 4 + 4 + 4
+        assert before["ragllava_jobs_total", ("answer", "cancelled")] == 2
+
+        execute(workshop, "UPDATE jobs SET finished_at = now() - interval '100 days'")
+        task = do(workshop.with_settings(keep_jobs_days=30), "retention")
+        assert report(task)["jobs"]["dropped"] == 3
+        after = counters(workshop.settings)
+        assert of_others(after) == of_others(before)
+        assert all(after[key] >= number for key, number in before.items())
+
+        removed = workshop.questions_job(5, 5)
+        workshop.drain()
+        publish_missing_results(workshop.engine, workshop.resources.objects)
+        with_job = counters(workshop.settings)
+        client.jobs.remove(removed)
+        client.archives.remove("test")
+    assert counters(workshop.settings) == with_job
+    assert with_job["ragllava_questions_total", ("answer", "answered")] == 3 + 2 + 4 + 5
