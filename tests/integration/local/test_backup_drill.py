@@ -43,8 +43,14 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 QUESTIONS, POSTCARDS, PICTURES = 200, 12, 24
-SIZES = {"questions_per_shard": 40, "questions_per_step": 20, "files_per_shard": 6, "files_per_step": 2}
-OPTIONS = {**PAPER, "top_k": 3}
+SIZES = {
+    "questions_per_shard": 40,
+    "questions_per_step": 20,
+    "files_per_shard": 6,
+    "files_per_step": 2,
+    "leave_one_out": False,
+}
+OPTIONS = {**PAPER, "top_k": 2, "top_n": 1}
 STAGES = {JobKind.ANSWER: answer_stage, JobKind.INGEST: ingest_stage}
 
 
