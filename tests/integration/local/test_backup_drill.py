@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
+from PIL import Image
 from sqlalchemy import Connection, Engine, select
 
 import migrations
@@ -34,10 +37,12 @@ from ragllava.stores.schema import jobs, shards
 from tests.support.ingest_runs import changed, queue_pictures
 from tests.support.run_command import runner
 from tests.support.saved_systems import problems
-from tests.support.workshop import PAPER, Stage, Workshop, open_workshop, stages_replaced
+from tests.support.workshop import Stage, Workshop, open_workshop, stages_replaced
 
 if TYPE_CHECKING:
     from ragllava.models.bundle import ModelBundle
+    from ragllava.models.generator import AnswerRequest, GeneratedAnswer
+    from ragllava.models.reranker import Pair, Relevance
     from ragllava.stores.backup.snapshot import Snapshot
 
 P = ParamSpec("P")
@@ -50,7 +55,7 @@ SIZES = {
     "files_per_step": 2,
     "leave_one_out": False,
 }
-OPTIONS = {**PAPER, "top_k": 2, "top_n": 1}
+ASKED = "asked"  # the archive of the questions
 STAGES = {JobKind.ANSWER: answer_stage, JobKind.INGEST: ingest_stage}
 
 
@@ -112,6 +117,40 @@ class Allowed:
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
+
+
+def digest(*parts: object) -> bytes:
+    """Of texts, and of the pixels of pictures."""
+    read = [part.tobytes() if isinstance(part, Image.Image) else repr(part).encode() for part in parts]
+    return hashlib.sha256(b"|".join(read)).digest()
+
+
+@dataclass(frozen=True)
+class Quick:
+    """A reranker or a generator whose networks are replaced by hashes of all that it is shown, each pixel included."""
+
+    model: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def relevance(self, pairs: Sequence[Pair], batch_size: int) -> list[Relevance]:
+        from ragllava.models.reranker import Relevance
+
+        return [Relevance(digest(pair.question, pair.caption, pair.picture)[0] / 255) for pair in pairs]
+
+    def answer(self, requests: Sequence[AnswerRequest], **_options: object) -> list[GeneratedAnswer]:
+        from ragllava.models.generator import GeneratedAnswer
+
+        shown = [digest(request.question, request.captions, *request.pictures) for request in requests]
+        return [GeneratedAnswer(of_request.hex()[:12], 0.5 + of_request[0] / 512) for of_request in shown]
+
+
+def quick(workshop: Workshop) -> Workshop:
+    """The same workshop with quick models and small steps."""
+    models = workshop.resources.models
+    own = workshop.with_models(reranker=Quick(models.reranker), generator=Quick(models.generator))
+    return own.with_settings(**SIZES)
 
 
 @pytest.fixture
@@ -191,10 +230,11 @@ def test_after_the_loss_of_everything_a_restore_gives_the_same_answers(
     migrations.upgrade(settings.require_database_owner(), application_url=urls[0], api_url=urls[1])
     monkeypatch.setenv("RAGLLAVA_HOME", str(homes[0]))
     with open_workshop(settings, models) as workshop:
-        shop = workshop.with_settings(**SIZES)
-        shop.ingest(written.pictures, captions=written.captions)
-        before = answers_of(shop.ask(texts, **OPTIONS))
-        open_jobs = [queue_pictures(shop, pictures, PICTURES), shop.submit(texts, **OPTIONS).job_id]
+        shop = quick(workshop)
+        shop.ingest(written.pictures, captions=written.captions, archive_name=ASKED)
+        before = answers_of(shop.ask(texts, ASKED))
+        assert len(set(before)) == QUESTIONS and len({row[2] for row in before}) > QUESTIONS / 2
+        open_jobs = [queue_pictures(shop, pictures, PICTURES), shop.submit(texts, ASKED).job_id]
         with two_workers(shop, allowed) as workers:
             snapshots = commit_at_each_snapshot(monkeypatch, allowed)
             code, out, err = run("backup", vault)
@@ -213,7 +253,7 @@ def test_after_the_loss_of_everything_a_restore_gives_the_same_answers(
         open_workshop(again, models) as workshop,
         Client(again) as client,
     ):
-        shop = workshop.with_settings(**SIZES)
+        shop = quick(workshop)
         restored = [shop.job(job_id) for job_id in open_jobs]
         assert [job.state for job in restored] == [JobState.RUNNING] * 2
         assert [job.progress.by_status for job in restored] == at_backup
@@ -223,7 +263,6 @@ def test_after_the_loss_of_everything_a_restore_gives_the_same_answers(
         publish_missing_results(shop.engine, shop.resources.objects)
         ended = [shop.job(job_id) for job_id in open_jobs]
         assert [job.state for job in ended] == [JobState.COMPLETED] * 2
-        assert len(shop.images()) == shop.embedded() == POSTCARDS + PICTURES
+        assert len(shop.images()) == shop.embedded() == PICTURES
         assert problems(client) == []
-        assert len(before) == QUESTIONS
         assert answers_of(shop.rows(open_jobs[1])) == before
