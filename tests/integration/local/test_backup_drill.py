@@ -209,7 +209,16 @@ def kill_services(services: LocalServices) -> None:
 
 
 def answers_of(rows: Sequence[ResultRow]) -> list[tuple[Any, ...]]:
-    return [(row.custom_id, row.status, row.answer, row.evidence) for row in rows]
+    """Of each question what it ended with, and the names, captions and relevances of its evidence."""
+    return [
+        (
+            row.custom_id,
+            row.status,
+            row.answer,
+            tuple((c.image.source, c.image.caption, c.relevance) for c in row.evidence),
+        )
+        for row in rows
+    ]
 
 
 def test_after_the_loss_of_everything_a_restore_gives_the_same_answers(
