@@ -35,7 +35,7 @@ from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.schema import jobs, shards
 from tests.support.ingest_runs import changed, queue_pictures
-from tests.support.run_command import runner
+from tests.support.run_command import Run, runner
 from tests.support.saved_systems import problems
 from tests.support.workshop import Stage, Workshop, open_workshop, stages_replaced
 
@@ -221,6 +221,48 @@ def answers_of(rows: Sequence[ResultRow]) -> list[tuple[Any, ...]]:
     ]
 
 
+@dataclass(frozen=True)
+class Lost:
+    """What was there when a system was lost: the answers to all questions, and its open jobs with their outcomes."""
+
+    answers: list[tuple[Any, ...]]
+    open_jobs: list[int]
+    outcomes: list[dict[str, int]]
+
+
+def lose_everything(
+    home: Path, models: ModelBundle, run: Run, monkeypatch: pytest.MonkeyPatch, work: Path, vault: Path
+) -> Lost:
+    """Ask all questions; then kill all in the middle of a job and of an ingest, after a backup beside both."""
+    (work / "pictures").mkdir()
+    drawn = draw_archive(seed=19, images=POSTCARDS, questions=QUESTIONS, two_image_share=0.0)
+    written, texts = write_archive(work / "postcards", drawn), [question.text for question in drawn.questions]
+    allowed = Allowed()
+    monkeypatch.setenv("RAGLLAVA_HOME", str(home))
+    services = LocalServices(Settings(home=home), outlive_us=False)
+    settings = services.start()
+    try:
+        urls = settings.require_database(), settings.api_database()
+        migrations.upgrade(settings.require_database_owner(), application_url=urls[0], api_url=urls[1])
+        with open_workshop(settings, models) as workshop:
+            shop = quick(workshop)
+            shop.ingest(written.pictures, captions=written.captions, archive_name=ASKED)
+            answers = answers_of(shop.ask(texts, ASKED))
+            assert len(set(answers)) == QUESTIONS and len({row[2] for row in answers}) > QUESTIONS / 2
+            open_jobs = [queue_pictures(shop, work / "pictures", PICTURES), shop.submit(texts, ASKED).job_id]
+            with two_workers(shop, allowed) as workers:
+                snapshots = commit_at_each_snapshot(monkeypatch, allowed)
+                code, out, err = run("backup", vault)
+                assert code == 0 and len(snapshots) > 1, out + err
+                assert not any(worker.done() for worker in workers), "both run to the end of the backup"
+                outcomes = [shop.job(job_id).progress.by_status for job_id in open_jobs]
+            assert all(isinstance(worker.exception(), Killed) for worker in workers)
+    finally:
+        kill_services(services)
+        shutil.rmtree(home)
+    return Lost(answers, open_jobs, outcomes)
+
+
 def test_after_the_loss_of_everything_a_restore_gives_the_same_answers(
     homes: list[Path],
     models: ModelBundle,
@@ -228,32 +270,8 @@ def test_after_the_loss_of_everything_a_restore_gives_the_same_answers(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run, vault, pictures, allowed = runner(monkeypatch, capsys), tmp_path / "vault", tmp_path / "pictures", Allowed()
-    pictures.mkdir()
-    drawn = draw_archive(seed=19, images=POSTCARDS, questions=QUESTIONS, two_image_share=0.0)
-    written = write_archive(tmp_path / "postcards", drawn)
-    texts = [question.text for question in drawn.questions]
-    services = LocalServices(Settings(home=homes[0]), outlive_us=False)
-    settings = services.start()
-    urls = settings.require_database(), settings.api_database()
-    migrations.upgrade(settings.require_database_owner(), application_url=urls[0], api_url=urls[1])
-    monkeypatch.setenv("RAGLLAVA_HOME", str(homes[0]))
-    with open_workshop(settings, models) as workshop:
-        shop = quick(workshop)
-        shop.ingest(written.pictures, captions=written.captions, archive_name=ASKED)
-        before = answers_of(shop.ask(texts, ASKED))
-        assert len(set(before)) == QUESTIONS and len({row[2] for row in before}) > QUESTIONS / 2
-        open_jobs = [queue_pictures(shop, pictures, PICTURES), shop.submit(texts, ASKED).job_id]
-        with two_workers(shop, allowed) as workers:
-            snapshots = commit_at_each_snapshot(monkeypatch, allowed)
-            code, out, err = run("backup", vault)
-            assert code == 0 and len(snapshots) > 1, out + err
-            assert not any(worker.done() for worker in workers), "both run to the end of the backup"
-            at_backup = [shop.job(job_id).progress.by_status for job_id in open_jobs]
-        assert all(isinstance(worker.exception(), Killed) for worker in workers)
-    kill_services(services)
-    shutil.rmtree(homes[0])
-
+    run, vault = runner(monkeypatch, capsys), tmp_path / "vault"
+    lost = lose_everything(homes[0], models, run, monkeypatch, tmp_path, vault)
     monkeypatch.setenv("RAGLLAVA_HOME", str(homes[1]))
     code, out, err = run("restore", vault)
     assert code == 0, out + err
@@ -263,15 +281,15 @@ def test_after_the_loss_of_everything_a_restore_gives_the_same_answers(
         Client(again) as client,
     ):
         shop = quick(workshop)
-        restored = [shop.job(job_id) for job_id in open_jobs]
-        assert [job.state for job in restored] == [JobState.RUNNING] * 2
-        assert [job.progress.by_status for job in restored] == at_backup
-        assert all(len(snapshots) <= job.progress.finished < job.progress.total for job in restored)
+        restored = [shop.job(job_id) for job_id in lost.open_jobs]
+        assert [(job.state, job.progress.by_status) for job in restored] == [
+            (JobState.RUNNING, outcomes) for outcomes in lost.outcomes
+        ]
+        assert all(0 < job.progress.done < job.progress.total for job in restored), "both were in the middle"
         assert problems(client) == []
         shop.run()
         publish_missing_results(shop.engine, shop.resources.objects)
-        ended = [shop.job(job_id) for job_id in open_jobs]
-        assert [job.state for job in ended] == [JobState.COMPLETED] * 2
+        assert [shop.job(job_id).state for job_id in lost.open_jobs] == [JobState.COMPLETED] * 2
         assert len(shop.images()) == shop.embedded() == PICTURES
         assert problems(client) == []
-        assert answers_of(shop.rows(open_jobs[1])) == before
+        assert answers_of(shop.rows(lost.open_jobs[1])) == lost.answers
