@@ -118,10 +118,11 @@ def test_a_shard_of_a_job_with_limits_reads_few_rows_however_many_wait(
     """
     with desk.engine.begin() as connection:
         connection.execute(text(more), {"job_id": job_id})
+    [shard_id, *_] = desk.dispatch()
     watcher = make_engine(desk.settings.require_database(), name="test")
     try:
         with watching_rows(but=watcher) as visited:
-            desk.run_once()
+            assert desk.run_shard(shard_id)
         with watcher.begin() as connection:
             answered = text("SELECT count(*) FROM answers WHERE job_id = :job_id")
             assert connection.scalar(answered, {"job_id": job_id}) == 10
