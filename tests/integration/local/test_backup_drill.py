@@ -105,7 +105,7 @@ class Allowed:
         """Let each of the two commit once; returns when each waits with its next commit."""
         with self._changed:
             assert self._changed.wait_for(self._all_wait, 600)
-            self._left.update(STAGES)
+            self._left.update(list(STAGES))
             self._changed.notify_all()
             assert self._changed.wait_for(lambda: self._left.total() == 0 and self._all_wait(), 600)
 
