@@ -33,6 +33,7 @@ from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.results.results import ResultRow
+from ragllava.stores.backup.snapshot import Snapshot, open_snapshot
 from ragllava.stores.schema import jobs, shards
 from tests.support.ingest_runs import changed, queue_pictures
 from tests.support.run_command import Run, runner
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from ragllava.models.bundle import ModelBundle
     from ragllava.models.generator import AnswerRequest, GeneratedAnswer
     from ragllava.models.reranker import Pair, Relevance
-    from ragllava.stores.backup.snapshot import Snapshot
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -190,7 +190,7 @@ def run_kind(desk: Workshop, kind: JobKind) -> None:
 
 def commit_at_each_snapshot(monkeypatch: pytest.MonkeyPatch, allowed: Allowed) -> list[Engine]:
     """Before a backup opens a snapshot, both jobs commit once; returns the engines of the snapshots."""
-    open_snapshot, opened = backup.open_snapshot, list[Engine]()
+    opened = list[Engine]()
 
     def later(engine: Engine) -> AbstractContextManager[Snapshot]:
         allowed.each_once()
