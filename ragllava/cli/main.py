@@ -49,6 +49,7 @@ COMMANDS = {
     "jobs": ("ragllava.cli.jobs", "jobs", "list, show, wait, cancel, pause, resume, retry, refresh, remove"),
     "schedule": ("ragllava.cli.schedule", "schedule", "manage schedules: list, add, pause, resume, remove, run"),
     "maintenance": ("ragllava.cli.schedule", "maintenance", "run a maintenance task now"),
+    "mailings": ("ragllava.cli.mailings", "mailings", "mails and webhooks of notifications: list, retry"),
     "train": ("ragllava.cli.train", "train", "train the reranker or the generator on labelled questions"),
     "results": ("ragllava.cli.questions", "results", "write a job's answers to a file"),
     "feedback": ("ragllava.cli.noisy", "feedback", "label answers as right or wrong"),

@@ -103,6 +103,7 @@ from ragllava.stores.learning.reviewing import QueueFilter, SaidOpinion
 from ragllava.stores.learning.trainings import StepLoss, TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.faults import Fault
+from ragllava.stores.maintenance.notices import MailingState, MailingView
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
@@ -155,6 +156,8 @@ __all__ = [
     "ListOptions",
     "ListedImage",
     "MadeBackup",
+    "MailingState",
+    "MailingView",
     "Marks",
     "Metric",
     "Metrics",

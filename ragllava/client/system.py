@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from sqlalchemy import Connection, text
 
@@ -15,7 +15,7 @@ from ragllava.stores.jobs.workers import list_workers
 from ragllava.stores.maintenance import ticks
 from ragllava.stores.maintenance.erasures import list_erasures
 from ragllava.stores.maintenance.faults import list_faults
-from ragllava.stores.maintenance.notices import list_mailings
+from ragllava.stores.maintenance.notices import list_mailings, send_again, send_given_up_again
 
 
 def _events(connection: Connection) -> dict[str, int]:
@@ -42,6 +42,17 @@ class System(Namespace):
     last_tick_age_s = forwarded(_last_tick_age_s)
     erasures = forwarded(list_erasures)
     mailings = forwarded(list_mailings)
+
+    def send_mailings_again(self, mailing_ids: Sequence[int] | None = None) -> int:
+        """Send mailings that wait or were given up at the next tick, for which it asks; None: all that were given up.
+
+        Returns how many they are. Raises NotFound and Conflict for one that is not there, that is being sent or that
+        was delivered; then none of them is sent.
+        """
+        number = self._do(send_given_up_again) if mailing_ids is None else self._do(send_again, mailing_ids)
+        if number:
+            self._tick()
+        return number
 
     def waiting_messages(self) -> dict[str, int]:
         """How many messages wait in each queue of Redis. Raises ServiceUnavailable."""

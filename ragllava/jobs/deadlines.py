@@ -24,6 +24,7 @@ _CLOCK = re.compile(r"\d{1,2}:\d{2}")
 LONGEST_S = 366 * 86_400.0
 _LONGEST_LOOK_S = 15.0
 _OFTEN_S = 0.2  # between two looks at a budget that is nearly used up
+_SHARDS_READ = 200  # that wait, of a job, for one look at what is left of it
 _EXPIRABLE = (JobState.RUNNING, JobState.PAUSED)
 
 
@@ -122,7 +123,10 @@ def remaining_of(connection: Connection, job_id: int) -> Remaining:
 
 
 def room_of(connection: Connection, job_id: int, shard_id: int | None = None) -> Room:
-    """What is left to a job, seen from one of its shards; of a job that is gone nothing. Reads its open shards."""
+    """What is left to a job, seen from one of its shards; of a job that is gone nothing.
+
+    Reads few of its shards, however many wait.
+    """
     row = connection.execute(_ROOM, {"job_id": job_id, "shard_id": shard_id}).one_or_none()
     return Room(0.0, None, 0, 0, 0, 1) if row is None else Room(**row._mapping)
 
@@ -164,17 +168,26 @@ _REMAINING = text(f"""
     SELECT {_LEFT}, (SELECT count(*) FROM shards s WHERE s.job_id = j.id AND s.state = 'running') AS running
     FROM jobs j WHERE j.id = :job_id
 """)  # noqa: S608 - no foreign text
+# `waiting`: the first pending shards are read, and behind them all inputs up to the end of the last one count. That is
+# exact for shards that wait in the order in which they are handed out, however many there are.
 _ROOM = text(f"""
-    SELECT {_LEFT},
-        CAST(coalesce(sum(s.hi - s.lo) FILTER (WHERE s.state IN ('pending', 'queued')), 0) AS bigint) AS waiting,
-        CAST(coalesce(sum(s.hi - s.lo) FILTER (WHERE s.state = 'running' AND s.id <> coalesce(:shard_id, 0)), 0)
-             AS bigint) AS beside,
-        count(s.id) FILTER (WHERE s.state = 'running') AS running,
+    SELECT {_LEFT}, r.running, CAST(r.beside AS bigint) AS beside,
+        CAST(q.inputs + coalesce(p.inputs + p.last_hi - p.hi, 0) AS bigint) AS waiting,
         (SELECT greatest(1, count(DISTINCT coalesce(o.owner, CAST(o.id AS text)))) FROM jobs o
          JOIN shards t ON t.job_id = o.id AND t.state IN ('queued', 'running')
          WHERE o.finished_at IS NULL AND o.kind = j.kind AND o.priority = j.priority) AS owners
-    FROM jobs j LEFT JOIN shards s ON s.job_id = j.id AND s.state IN ('pending', 'queued', 'running')
-    WHERE j.id = :job_id GROUP BY j.id
+    FROM jobs j,
+        LATERAL (SELECT count(*) AS running,
+                 coalesce(sum(s.hi - s.lo) FILTER (WHERE s.id <> coalesce(:shard_id, 0)), 0) AS beside
+                 FROM shards s WHERE s.job_id = j.id AND s.state = 'running') r,
+        LATERAL (SELECT coalesce(sum(s.hi - s.lo), 0) AS inputs
+                 FROM shards s WHERE s.job_id = j.id AND s.state = 'queued') q,
+        LATERAL (SELECT sum(f.hi - f.lo) AS inputs, max(f.hi) AS hi,
+                 (SELECT s.hi FROM shards s WHERE s.job_id = j.id AND s.state = 'pending'
+                  ORDER BY s.lo DESC LIMIT 1) AS last_hi
+                 FROM (SELECT s.lo, s.hi FROM shards s WHERE s.job_id = j.id AND s.state = 'pending'
+                       ORDER BY s.lo LIMIT {_SHARDS_READ}) f) p
+    WHERE j.id = :job_id
 """)  # noqa: S608 - no foreign text
 _DUE = text("""
     SELECT j.id FROM jobs j WHERE j.finished_at IS NULL AND j.state IN ('running', 'paused')

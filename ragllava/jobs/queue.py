@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from ragllava.errors import LeaseLost, ShardInterrupted
-from ragllava.jobs import totalling
+from ragllava.jobs import deadlines, totalling
 from ragllava.jobs.closing import close_job_if_ended
 from ragllava.jobs.kinds import is_known_kind, kind_of, kinds_beside
 from ragllava.jobs.locking import lock_job, lock_shard
@@ -209,11 +209,16 @@ def note_busy(connection: Connection, lease: Lease, busy_s: float) -> None:
 
 def _spend(connection: Connection, lease: Lease, busy_s: float, ours: Sequence[ColumnElement[bool]]) -> None:
     """Add to what a job with a budget has used, if the shard's row will show it too. The job's row is locked before the
-    shard's, and while it is locked, nobody takes the shard from its worker."""
+    shard's, and while it is locked, nobody takes the shard from its worker.
+
+    The job stops in the same transaction when that was its budget: no worker claims one more of its shards.
+    """
     if lease.has_budget and busy_s > 0:
         lock_job(connection, lease.job_id)  # in a statement of its own: the next one sees who took the shard before it
         spent = update(jobs).where(jobs.c.id == lease.job_id, exists().where(*ours))
-        connection.execute(spent.values(busy_s=jobs.c.busy_s + busy_s))
+        used_up = spent.values(busy_s=jobs.c.busy_s + busy_s).returning(jobs.c.busy_s >= jobs.c.max_gpu_s)
+        if connection.scalar(used_up):
+            deadlines.expire_if_due(connection, lease.job_id)
 
 
 def note_depth(connection: Connection, lease: Lease, candidates: int) -> None:

@@ -126,6 +126,8 @@ def _run_lease(lease: Lease, settings: Settings, engine: Engine, resources: obje
             if isinstance(error, DeviceLost):
                 raise
         else:
+            if lease.has_budget:  # the seconds of this shard may have been the last ones
+                ending.end_job(engine, lease.job_id, _ENDING_S)
             took_s = round(time.monotonic() - started, 2)
             log.info("shard done", extra={"action": "shard_done", "duration_s": took_s, **facts})
 

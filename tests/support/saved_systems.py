@@ -27,6 +27,11 @@ def restore(settings: Settings, folder: Path, name: str | None = None) -> Restor
         return client.backups.restore(str(folder), name)
 
 
+def problems(client: Client) -> list[str]:
+    """What `doctor --deep` finds."""
+    return [f"{each.name}: {each.problem}" for each in client.system.inspect() if each.problem]
+
+
 KEY = "INSERT INTO api_keys (prefix, sha256, name, role) VALUES ('p', 's', 'n', 'read')"
 
 

@@ -12,10 +12,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.stores.database import record, records, seconds
+from ragllava.errors import Conflict, NotFound
+from ragllava.stores.database import equals_any, record, records, seconds
 from ragllava.stores.schema import archives, mailings, notices
 
 _DELETED_AT_ONCE = 1_000
@@ -28,6 +29,15 @@ class NoticeEvent(StrEnum):
     TRAINING_REFUSED = "training_refused"
     GAP_FOUND = "gap_found"
     DISK_LOW = "disk_low"
+
+
+class MailingState(StrEnum):
+    """What became of a notice for a target."""
+
+    WAITING = "waiting"
+    SENDING = "sending"  # the receiver may have it already
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +77,18 @@ class LeasedMailing:
 
 @dataclass(frozen=True, slots=True)
 class MailingView:
-    """What became of a notice for a target: waiting, sending, delivered or given_up."""
+    """What became of a notice for a target. `error` is that of the last attempt; `next_try_at`: of one that waits."""
 
     mailing_id: int
     event: str
     job_id: int | None
     target: str
-    state: str
+    state: MailingState
     attempts: int
     error: str | None
     created_at: datetime
     delivered_at: datetime | None
+    next_try_at: datetime | None
 
 
 def announce(connection: Connection, new: NewNotice) -> bool:
@@ -139,8 +150,8 @@ def note_failed(connection: Connection, mailing: LeasedMailing, error: str, retr
     _note(connection, mailing.mailing_id, *_leased(mailing), error=error, **after)
 
 
-def list_mailings(connection: Connection, limit: int = 100) -> list[MailingView]:
-    """The newest mailings."""
+def list_mailings(connection: Connection, limit: int = 100, state: MailingState | None = None) -> list[MailingView]:
+    """The newest mailings, with `state` those in this state alone."""
     query = (
         select(
             mailings.c.id.label("mailing_id"),
@@ -148,11 +159,41 @@ def list_mailings(connection: Connection, limit: int = 100) -> list[MailingView]
             notices.c.job_id,
             notices.c.created_at,
             *(mailings.c[name] for name in ("target", "state", "attempts", "error", "delivered_at")),
+            case((mailings.c.state == MailingState.WAITING, mailings.c.not_before)).label("next_try_at"),
         )
         .join(notices, notices.c.id == mailings.c.notice_id)
         .order_by(mailings.c.id.desc())
     )
+    if state is not None:
+        query = query.where(mailings.c.state == state)
     return records(MailingView, connection.execute(query.limit(limit)))
+
+
+def send_again(connection: Connection, mailing_ids: Sequence[int]) -> int:
+    """Let these mailings, which wait or were given up, be due now; returns how many they are.
+
+    The attempts go on counting. Raises NotFound and Conflict; then nothing is changed.
+    """
+    wanted = sorted(set(mailing_ids))
+    query = select(mailings.c.id, mailings.c.state).where(equals_any(mailings.c.id, wanted))
+    states = {row.id: row.state for row in connection.execute(query.order_by(mailings.c.id).with_for_update())}
+    for mailing_id in wanted:
+        if mailing_id not in states:
+            raise NotFound(f"there is no mailing {mailing_id}; `ragllava mailings list` shows the newest")
+        if states[mailing_id] not in (MailingState.WAITING, MailingState.GIVEN_UP):
+            is_in = "is being sent" if states[mailing_id] == MailingState.SENDING else "was delivered"
+            raise Conflict(f"mailing {mailing_id} {is_in}; only one that waits or was given up is sent again")
+    return _make_due(connection, equals_any(mailings.c.id, wanted))
+
+
+def send_given_up_again(connection: Connection) -> int:
+    """Let all mailings be due that were given up; returns how many they were."""
+    return _make_due(connection, mailings.c.state == MailingState.GIVEN_UP)
+
+
+def _make_due(connection: Connection, condition: ColumnElement[bool]) -> int:
+    due = {"state": MailingState.WAITING, "not_before": func.now()}
+    return connection.execute(update(mailings).where(condition).values(due)).rowcount
 
 
 def delete_old(connection: Connection, older_than_s: float) -> int:

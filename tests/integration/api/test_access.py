@@ -84,6 +84,7 @@ def example_body(route: Route, place: Place) -> Any:
         "promote_version": {},
         "create_schedule": {"action": "gaps", "cron": "0 3 * * *", "archive": place.archive, "name": "again"},
         "run_maintenance": {"task": "gaps", "archive": place.archive},
+        "retry_mailings": {"mailings": [1]},
         "create_webhook": {"url": HOOK, "archive": place.archive},
     }
     if route.body is RerankBody:

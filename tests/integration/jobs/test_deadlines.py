@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, func, select, text, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
-from ragllava.jobs import control, deadlines, ending, queue, views
+from ragllava.jobs import control, deadlines, ending, queue, runner, views
 from ragllava.jobs.deadlines import JobLimits, Room
+from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext, run_shard
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, Priority
@@ -20,8 +22,10 @@ from ragllava.stores.database import seconds
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk
 from tests.support.plans import visited_rows
+from tests.support.waiting import wait_for
 from tests.support.workshop import stages_replaced
 
+OTHER = "other@test"
 DAY = JobLimits(within_s=86_400.0)
 
 
@@ -91,7 +95,7 @@ def test_a_paused_job_and_one_of_which_nothing_was_done_expire_too(desk: Desk) -
 
 
 def test_a_budget_counts_what_all_workers_were_busy(desk: Desk) -> None:
-    desk.live_worker("other@test")
+    desk.live_worker(OTHER)
     job_id = desk.questions_job(6, per_shard=2, limits=JobLimits(max_gpu_s=10.0))
     leases = [desk.claim(shard_id) for shard_id in desk.dispatch()[:2]]
     for lease, busy_s in zip(leases, (4.0, 5.5), strict=True):
@@ -104,7 +108,7 @@ def test_a_budget_counts_what_all_workers_were_busy(desk: Desk) -> None:
         assert leases[0] is not None and leases[1] is not None
         queue.finish(connection, leases[0], 0.75)
         assert deadlines.remaining_of(connection, job_id).gpu_left_s == pytest.approx(-0.25)
-    assert ending.expire_due_jobs(desk.engine) == 1
+    assert desk.job(job_id).state is JobState.EXPIRING, "with the seconds that were the last ones"
     ending.end_jobs(desk.engine)
     with desk.engine.begin() as connection:
         queue.note_busy(connection, leases[1], 0.25)
@@ -113,9 +117,66 @@ def test_a_budget_counts_what_all_workers_were_busy(desk: Desk) -> None:
     assert job.timing is not None and job.timing["busy_s"] == pytest.approx(10.5)
     assert job.error == "the budget of 10 GPU seconds was used up"
     assert job.progress.by_status["expired"] >= 4
+    assert spent(desk, job_id) == pytest.approx(10.5)
+
+
+def spent(desk: Desk, job_id: int) -> float:
     with desk.engine.begin() as connection:
-        spent = connection.execute(select(jobs.c.busy_s).where(jobs.c.id == job_id)).scalar_one()
-    assert spent == pytest.approx(10.5)
+        return float(connection.execute(select(jobs.c.busy_s).where(jobs.c.id == job_id)).scalar_one())
+
+
+def test_workers_that_share_a_budget_begin_no_shard_beyond_it(desk: Desk) -> None:
+    """The worst case: nothing is reported before a shard ends, and nobody looks at the limits in between."""
+    names, each_s, budget_s = (WORKER, OTHER), 3.0, 10.0
+    desk.live_worker(OTHER)
+    job_id = desk.questions_job(12, per_shard=1, limits=JobLimits(max_gpu_s=budget_s))
+    running: dict[str, Lease] = {}
+    begun_at = list[float]()
+
+    def begin(name: str) -> None:
+        ready = desk.ids("queued") or desk.dispatch()
+        lease = desk.claim(ready[0], name)
+        if lease is not None:
+            running[name] = lease
+            begun_at.append(spent(desk, job_id))
+
+    for name in names:
+        begin(name)
+    while running:
+        for name in sorted(running):
+            lease = running.pop(name)
+            desk.answer_some(lease, [lease.lo])
+            with desk.engine.begin() as connection:
+                queue.finish(connection, lease, each_s)
+            assert spent(desk, job_id) + each_s * len(running) <= budget_s + each_s * len(names)
+            begin(name)
+    assert begun_at == [0.0, 0.0, 3.0, 6.0, 9.0], "none after the 10 seconds"
+    assert ending.end_jobs(desk.engine) == 1
+    job = desk.job(job_id)
+    assert job.error == "the budget of 10 GPU seconds was used up"
+    assert (job.progress.by_status, spent(desk, job_id)) == ({"answered": 5, "expired": 7}, 15.0)
+
+
+def test_two_workers_stop_when_they_have_used_up_a_budget_together(desk: Desk, settings: Settings) -> None:
+    """Each works until it is stopped, and the job ends without a tick."""
+    desk.live_worker(OTHER)
+    job_id = desk.questions_job(12, per_shard=1, limits=JobLimits(max_gpu_s=0.4))
+    leases = [desk.claim(shard_id, name) for shard_id, name in zip(desk.dispatch(), (WORKER, OTHER), strict=False)]
+
+    def stage(context: ShardContext[Resources]) -> None:
+        wait_for("the end of the budget", lambda: context.stop() is not None)
+        context.check()
+
+    def work(lease: Lease | None) -> None:
+        assert lease is not None
+        runner._run_lease(lease, settings, desk.engine, Resources(settings))
+
+    with stages_replaced({JobKind.ANSWER: stage}), ThreadPoolExecutor(2) as threads:
+        list(threads.map(work, leases))
+    job = desk.job(job_id)
+    assert (job.state, job.progress.by_status) == (JobState.FAILED, {"expired": 12})
+    assert job.error == "the budget of 0.4 GPU seconds was used up"
+    assert job.timing is not None and job.timing["busy_s"] >= 0.4
 
 
 def test_a_worker_that_lost_its_lease_spends_nothing_any_more(desk: Desk) -> None:
@@ -137,7 +198,7 @@ def test_a_look_at_a_budget_reads_few_shards_however_many_the_job_has(desk: Desk
     lease = desk.claim_next()
     more = """
         INSERT INTO shards (job_id, lo, hi, state)
-        SELECT :job_id, n, n + 1, CASE WHEN n % 2 = 0 THEN 'done' ELSE 'pending' END FROM generate_series(4, 4003) n
+        SELECT :job_id, n, n + 1, CASE WHEN n < 2004 THEN 'done' ELSE 'pending' END FROM generate_series(4, 6003) n
     """
     with desk.engine.begin() as connection:
         connection.execute(text(more), {"job_id": job_id})
@@ -151,6 +212,13 @@ def test_a_look_at_a_budget_reads_few_shards_however_many_the_job_has(desk: Desk
     visited = visited_rows(desk.engine, decide)
     assert len(visited) >= 6
     assert {look.statement: look.rows for look in visited if look.rows > 20} == {}
+
+    def plan(connection: Connection) -> None:
+        room = deadlines.room_of(connection, job_id, lease.shard_id)
+        assert (room.waiting, room.beside, room.running, room.owners) == (2 + 4_000, 0, 1, 1)
+
+    [look] = visited_rows(desk.engine, plan)
+    assert look.rows <= 1_000, look.statement
 
 
 def test_the_earliest_deadline_is_served_first_within_the_priority(desk: Desk) -> None:

@@ -9,6 +9,7 @@ from ragllava.api.routes.native import (
     indexes,
     jobs,
     learning,
+    mailings,
     pictures,
     results,
     reviews,
@@ -27,4 +28,5 @@ NATIVE_ROUTES: tuple[Route, ...] = (
     *learning.routes.listed,
     *schedules.routes.listed,
     *webhooks.routes.listed,
+    *mailings.routes.listed,
 )

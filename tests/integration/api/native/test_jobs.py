@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from pyarrow import parquet
+from sqlalchemy import text
 
 from ragllava.stages.results.finalize import publish_result
 from tests.integration.conftest import Postcards
@@ -348,3 +349,25 @@ def test_schedules_and_maintenance(shop: Shop) -> None:
         assert http.post("/v1/maintenance", json={"task": "gc", "archive": "postcards"}).status_code == 400
         status = http.get("/v1/status").json()
         assert [worker["state"] for worker in status["workers"]] == ["live"]
+
+
+def test_a_mailing_that_was_given_up_is_sent_again(shop: Shop) -> None:
+    given_up = """
+        WITH notice AS (
+            INSERT INTO notices (event, subject, facts, addressed_at) VALUES ('gap_found', 'x', '{}', now())
+            RETURNING id
+        )
+        INSERT INTO mailings (notice_id, target, state) SELECT id, 'mailto:a@example.org', 'given_up' FROM notice
+    """
+    with shop.http() as http, shop.http("admin", "postcards") as bound:
+        assert http.get("/v1/mailings?state=given_up").json()["data"] == []
+        assert http.post("/v1/mailings/retry", json={"mailings": [7]}).status_code == 404
+        assert bound.get("/v1/mailings").status_code == bound.post("/v1/mailings/retry", json={}).status_code == 403
+        with shop.workshop.engine.begin() as connection:
+            connection.execute(text(given_up))
+        [mailing] = http.get("/v1/mailings?state=given_up").json()["data"]
+        assert (mailing["event"], mailing["target"]) == ("gap_found", "mailto:a@example.org")
+        assert http.post("/v1/mailings/retry", json={}).json()["number"] == 1
+        [mailing] = http.get("/v1/mailings").json()["data"]
+        assert mailing["state"] == "waiting" and mailing["next_try_at"]
+        assert http.post("/v1/mailings/retry", json={"mailings": [mailing["mailing_id"]]}).json()["number"] == 1

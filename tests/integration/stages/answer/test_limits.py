@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import func, literal, select, true, update
+from sqlalchemy import func, literal, select, text, true, update
 
 from ragllava.client.reporting import estimate_line, estimate_lines
 from ragllava.jobs import ending
@@ -14,8 +14,9 @@ from ragllava.jobs.states import JobState
 from ragllava.records import AnswerOptions, Depth, Retrieval
 from ragllava.stages.answer.estimating import EstimateOutcome, compare_estimate, estimate_job, stored_estimate
 from ragllava.stages.answer.parts import DepthPace, depth_key
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.schema import jobs
+from tests.support.plans import watching_rows
 from tests.support.workshop import Workshop
 
 OPTIONS = AnswerOptions(top_k=6, retrieval=Retrieval.PICTURE, depth=Depth.FIXED)
@@ -104,6 +105,34 @@ def test_what_is_left_at_the_deadline_expires_and_is_named(desk: Workshop, ten_q
     assert job.progress.by_status == {"answered": 3, "expired": 7}, "the part that was begun is finished"
     assert [row.custom_id for row in rows] == [f"q{number}" for number in range(10)]
     assert {row.error for row in rows if row.status == "expired"} == {job.error}
+
+
+def test_a_shard_of_a_job_with_limits_reads_few_rows_however_many_wait(
+    desk: Workshop, ten_questions: list[str]
+) -> None:
+    limits = JobLimits(within_s=3_600.0, max_gpu_s=3_600.0)
+    job_id = desk.submit(ten_questions, limits=limits, **CHOSEN).job_id
+    more = """
+        INSERT INTO shards (job_id, lo, hi, state)
+        SELECT :job_id, n, n + 1, CASE WHEN n < 3000 THEN 'done' ELSE 'pending' END FROM generate_series(10, 9000) n
+    """
+    with desk.engine.begin() as connection:
+        connection.execute(text(more), {"job_id": job_id})
+    [shard_id, *_] = desk.dispatch()
+    watcher = make_engine(desk.settings.require_database(), name="test")
+    try:
+        with watching_rows(but=watcher) as visited:
+            assert desk.run_shard(shard_id)
+        with watcher.begin() as connection:
+            answered = text("SELECT count(*) FROM answers WHERE job_id = :job_id")
+            assert connection.scalar(answered, {"job_id": job_id}) == 10
+            connection.execute(text("DELETE FROM shards WHERE job_id = :job_id AND lo >= 10"), {"job_id": job_id})
+    finally:
+        watcher.dispose()
+    rooms = [look for look in visited if "last_hi" in look.statement]
+    assert len(rooms) > 1, "before the parts of the shard"
+    assert {look.statement: look.rows for look in visited if look.rows > 1_500} == {}
+    ending.end_jobs(desk.engine)
 
 
 def test_the_estimate_of_a_job_is_compared_with_what_came_out(desk: Workshop, ten_questions: list[str]) -> None:

@@ -22,7 +22,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore, content_key
 from tests.support.ingest_runs import changed, queue_pictures, run_broken, stored_vectors
-from tests.support.saved_systems import make, restore
+from tests.support.saved_systems import make, problems, restore
 from tests.support.workshop import Workshop, open_workshop
 
 P = ParamSpec("P")
@@ -103,11 +103,6 @@ def test_a_backup_in_the_middle_of_an_ingest_is_consistent_and_goes_on(
         assert contents(other) == contents(small) and len(contents(other)) == PICTURES
         assert np.allclose(vectors_by_source(other), vectors_by_source(small), atol=1e-3)
         assert all(ObjectStore(empty).exists(content_key(sha256)) for sha256 in contents(other).values())
-
-
-def problems(client: Client) -> list[str]:
-    """What `doctor --deep` finds."""
-    return [f"{each.name}: {each.problem}" for each in client.system.inspect() if each.problem]
 
 
 def contents(workshop: Workshop) -> dict[str, str]:

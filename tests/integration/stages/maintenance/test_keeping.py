@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from sqlalchemy import select, text
 
-from ragllava.feedback import NoisyReason
 from ragllava.client import Client
+from ragllava.feedback import NoisyReason
 from ragllava.jobs import control
 from ragllava.settings import Settings
 from ragllava.stages.results.finalize import publish_missing_results
