@@ -113,7 +113,7 @@ class AskedPictures:
             waiting: dict[str, bytes] = {}
 
             def put_waiting() -> None:
-                for sha256 in self._note(waiting):
+                for sha256 in self._note(waiting) if waiting else ():
                     if len(running) == _HELD - _NOTED_AT_ONCE:  # so few are in memory
                         running.popleft().result()
                     running.append(threads.submit(copy_context().run, self._put, sha256, waiting[sha256]))
