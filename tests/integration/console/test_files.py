@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import expect
 from sqlalchemy import Connection
 
 from ragllava.jobs import control
@@ -18,7 +17,7 @@ from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.buckets.bound_objects import ObjectKind, ObjectState
 from ragllava.stores.database import in_transaction
 from tests.support.api_server import Front
-from tests.support.browser import Theme, Visitor, visiting
+from tests.support.browser import Theme, Visitor, expect, visiting
 from tests.support.hostile_texts import HOSTILE
 from tests.support.large_archive import insert_pictures
 

@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
 from sqlalchemy import Connection, text
 
 from ragllava.client import ScheduleAction, ScheduleRequest
