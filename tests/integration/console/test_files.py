@@ -22,7 +22,7 @@ from tests.support.hostile_texts import HOSTILE
 from tests.support.large_archive import insert_pictures
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Dialog
 
 SHOWN = 200  # rows of a list
 PICTURES = 250  # none is in an index
@@ -108,13 +108,18 @@ def test_a_bucket_is_unbound_only_after_a_question_that_shows_its_address(
     front: Front, browser: Browser, scans: str
 ) -> None:
     asked: list[str] = []
+
+    def refuse(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
     with visiting(browser, front.url, width=390) as visitor:
         visitor.sign_in(front.key("admin"))
         page = visitor.go(f"/console/archives/{scans}/files")
         bound = page.get_by_role("button", name=re.compile("^Unbind s3:"))
         expect(bound).to_have_count(3)
         hostile = page.get_by_role("button", name=re.compile("onerror"))
-        page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+        page.once("dialog", refuse)
         hostile.click()
         assert "onerror" in asked[0] and "\u202e" not in asked[0]
         expect(bound).to_have_count(3)
