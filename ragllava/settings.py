@@ -175,6 +175,12 @@ class Settings(BaseSettings):
         default=None,
         description="Address of the provider's public keys (JWKS). Not set: the one that its configuration names.",
     )
+    oidc_keys_kept_s: float = Field(
+        default=3_600.0,
+        ge=60.0,
+        description="Seconds after which the provider's keys are fetched again; a key that it has withdrawn is refused "
+        "then. While it does not answer, keys are trusted for as long once more.",
+    )
     oidc_groups_claim: str = Field(default="groups", description="The claim that lists the groups of a user.")
     oidc_groups: str = Field(
         default="",

@@ -91,7 +91,8 @@ class Questions(QuestionFiles):
         The same key with the same questions makes one job.
 
         A row is a question, or a record with the keys of a line of a file. The job is made inside `admitted(lines)`;
-        `count_bytes` is called before each picture is stored. `name` is what the lists of jobs call it. `where` is a
+        `count_bytes` is called in each transaction that notes a picture as the caller's, before its bytes are stored;
+        what it raises undoes it. `name` is what the lists of jobs call it. `where` is a
         filter beside that of the options: an object, a condition as text, or several of these texts
         (ragllava/filters.py). What is not answered by the `deadline` (a time, a duration, or a text such as `2h` or
         `18:00`), or when workers have been busy with the job for `max_gpu_seconds`, ends as expired. Raises

@@ -16,7 +16,7 @@ from ragllava.filters import parse_where
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.json_records import from_json, to_json
 from ragllava.records import AnswerOptions, FoundImage, Question, RequestStatus, Retrieval, StoredImage
-from ragllava.stages.answer.asked_pictures import CountBytes, count_picture, put_picture
+from ragllava.stages.answer.asked_pictures import CountBytes, put_picture
 from ragllava.stages.answer.estimating import TimedSample
 from ragllava.stages.answer.submit import check_options
 from ragllava.stages.requests.scoring import ScorePair, ScoreRequest, Scores
@@ -119,16 +119,15 @@ class Requests(Namespace):
         return {image_id: Document(image.caption, image.sha256) for image_id, image in images.items()}
 
     def store_picture(self, data: bytes, count_bytes: CountBytes | None = None) -> Document:
-        """Put the bytes of a picture into the object store for a request, for an hour; `count_bytes` is called before
-        if the caller has not stored them yet.
+        """Put the bytes of a picture into the object store for a request, for an hour; `count_bytes` as in
+        `Questions.submit`.
 
         Raises UsageError for too many bytes. Whether they are a picture, the worker finds out.
         """
         if len(data) > MAX_BYTES:
             raise UsageError(f"a picture may have at most {MAX_BYTES:,} bytes, and this one has {len(data):,}")
         sha256 = hashlib.sha256(data).hexdigest()
-        count_picture(self._connections.engine, sha256, data, count_bytes)
-        put_picture(self._connections.engine, self._connections.objects, sha256, data)
+        put_picture(self._connections.engine, self._connections.objects, sha256, data, count_bytes)
         return Document(sha256=sha256)
 
     def _run(

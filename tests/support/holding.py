@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,7 +16,13 @@ from tests.support.waiting import wait_for
 
 @contextmanager
 def holding(
-    monkeypatch: pytest.MonkeyPatch, place: type, method: str, ask: Callable[[], int], *, asked: int, held: int
+    monkeypatch: pytest.MonkeyPatch,
+    place: type | ModuleType,
+    method: str,
+    ask: Callable[[], int],
+    *,
+    asked: int,
+    held: int,
 ) -> Iterator[list[Future[int]]]:
     """Inside, `held` of so many requests, each made by `ask`, wait before a method of the server. Then they go on."""
     release, entered = threading.Event(), list[str]()

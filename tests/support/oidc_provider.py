@@ -36,13 +36,28 @@ class Provider:
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
     groups_in_token: bool = True
     instead: tuple[int, dict[str, Any]] | None = None  # of the configuration
+    key_id: str = "one"
+    asked_for_keys: int = 0
+    hides_keys: bool = False  # and fails when it is asked for them
 
-    def token(self, key: rsa.RSAPrivateKey | None = None, **changed: Any) -> str:
-        """Of the user ann, in the group staff."""
+    def token(self, key: rsa.RSAPrivateKey | None = None, key_id: str | None = None, **changed: Any) -> str:
+        """Of the user ann, in the group staff; `key_id` as it says itself."""
         now = int(time.time())
         claims = {"iss": self.issuer, "aud": AUDIENCE, "sub": "ann", "iat": now, "exp": now + 600, "groups": ["staff"]}
         kept = {name: value for name, value in (claims | changed).items() if value is not None}
-        return jwt.encode(kept, key or self.key, "RS256", headers={"kid": "one"})
+        return jwt.encode(kept, key or self.key, "RS256", headers={"kid": key_id or self.key_id})
+
+    def change_key(self) -> None:
+        """Sign with a new key from now on; the old one is withdrawn."""
+        self.key, self.key_id = rsa.generate_private_key(65537, 2048), f"after {self.key_id}"
+
+    def keys(self) -> tuple[int, dict[str, Any]]:
+        """The answer with the public key."""
+        self.asked_for_keys += 1
+        if self.hides_keys:
+            return 503, {"error": "starting"}
+        public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(self.key.public_key()))
+        return 200, {"keys": [public | {"kid": self.key_id, "use": "sig"}]}
 
     def configuration(self) -> dict[str, str]:
         """What clients find everything by."""
@@ -79,7 +94,6 @@ class Provider:
 def open_provider() -> Iterator[Provider]:
     """On a port of its own."""
     key = rsa.generate_private_key(65537, 2048)
-    public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key())) | {"kid": "one", "use": "sig"}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -93,11 +107,12 @@ def open_provider() -> Iterator[Provider]:
             is_ann = self.headers.get("authorization") == "Bearer of ann"
             bodies: dict[str, dict[str, Any]] = {
                 "/.well-known/openid-configuration": provider.configuration(),
-                "/keys": {"keys": [public]},
                 "/me": {"sub": "ann", "groups": ["chiefs"]} if is_ann else {"error": "invalid_token"},
             }
             if parts.path.startswith("/.well-known/") and provider.instead is not None:
                 self._send(*provider.instead)
+            elif parts.path == "/keys":
+                self._send(*provider.keys())
             else:
                 self._send(200, bodies[parts.path])
 

@@ -147,7 +147,6 @@ def file_object(upload: Upload) -> FileObject:
 def _store(call: Call[NoQuery, NoBody], form: UploadForm, file: UploadFile) -> Upload:
     size = file.size or 0
     expires_s = float(form.expires_after.seconds) if form.expires_after else _DEFAULT_S.get(form.purpose)
-    call.client.access.admit_bytes(call.principal, size)
     return call.client.files.create(
         call.principal,
         file.file,

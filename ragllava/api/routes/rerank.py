@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response
@@ -200,8 +200,7 @@ def _prepare(call: Call[NoQuery, Any], pairs: Sequence[tuple[str, Parsed]]) -> t
     with call.client.access.admitted(call.principal):  # how many are waiting at the same time is limited
         requests = call.client.requests
         stored = requests.stored_documents([said.image_id for _, said in pairs if said.image_id is not None])
-        count_bytes = call.client.access.count_bytes(call.principal)
-        return archive_id, [_document(call, said, stored, count_bytes) for _, said in pairs]
+        return archive_id, [_document(call, said, stored) for _, said in pairs]
 
 
 def _archive_id(call: Call[NoQuery, Any]) -> int | None:
@@ -215,14 +214,12 @@ def _archive_id(call: Call[NoQuery, Any]) -> int | None:
     return min(call.principal.archives)
 
 
-def _document(
-    call: Call[NoQuery, Any], said: Parsed, stored: dict[int, Document], count_bytes: Callable[[int], None]
-) -> Document:
+def _document(call: Call[NoQuery, Any], said: Parsed, stored: dict[int, Document]) -> Document:
     if said.image_id is not None:
         return stored[said.image_id]
     if said.picture is None:
         return Document(said.text)
-    kept = call.client.requests.store_picture(said.picture, count_bytes)
+    kept = call.client.requests.store_picture(said.picture, call.client.access.count_bytes(call.principal))
     return Document(said.text, kept.sha256)
 
 

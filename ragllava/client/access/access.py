@@ -158,32 +158,14 @@ class Access(Namespace):
         self.count_questions(principal)(connection, questions)
 
     def admit_bytes(self, principal: Principal, size_bytes: int) -> None:
-        """Raises QuotaExceeded when a caller may not store so many bytes more."""
-        self.count_bytes(principal)(size_bytes)
+        """Raises QuotaExceeded when a caller may not store so many bytes more, before anything is stored."""
+        self._do(usage.require_space, principal.owner, self.limits_of(principal).stored_mib or 0, size_bytes)
 
-    def count_bytes(self, principal: Principal) -> Callable[[int], None]:
-        """A function that adds up bytes of a caller before they are stored; it raises QuotaExceeded for too many.
-
-        What the caller has stored already is read once, at the first call.
-        """
+    def count_bytes(self, principal: Principal) -> Callable[[Connection], None]:
+        """A function that adds up what a caller has stored, at the end of a transaction which stores more of it;
+        QuotaExceeded rolls that back."""
         most = self.limits_of(principal).stored_mib or 0
-        total: int | None = None
-
-        def count(size_bytes: int) -> None:
-            nonlocal total
-            if not most:
-                return
-            if total is None:
-                total = self._do(usage.stored_bytes, principal.owner)
-            total += size_bytes
-            if total > most * 2**20:
-                raise QuotaExceeded(
-                    f"this caller may store {most:,} MiB; delete files and jobs with pictures, or wait until files "
-                    "expire and the pictures of searches are let go",
-                    3600.0,
-                )
-
-        return count
+        return lambda connection: usage.require_space(connection, principal.owner, most)
 
     def audit(self, entry: AuditEntry) -> None:
         """Note a call."""

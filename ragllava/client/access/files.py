@@ -9,8 +9,10 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection
 
+from ragllava.client.access.access import Access
 from ragllava.client.connections import Namespace, forwarded
-from ragllava.errors import ObjectMissing, TooLarge
+from ragllava.errors import ObjectMissing, QuotaExceeded, TooLarge
+from ragllava.stages.answer.asked_pictures import CountBytes
 from ragllava.stores.access import uploads
 from ragllava.stores.access.keys import Principal
 from ragllava.stores.access.uploads import NewUpload, Upload, new_file_id, unknown_file
@@ -63,11 +65,14 @@ class Files(Namespace):
     ) -> Upload:
         """Store a file, of which no more than a few MiB are in memory at a time.
 
-        With `is_retry`, the same file that its owner has sent a moment ago is returned again. Raises TooLarge; an error
-        of the stream leaves nothing behind but bytes that nothing refers to.
+        With `is_retry`, the same file that its owner has sent a moment ago is returned again. Raises TooLarge, and
+        QuotaExceeded when its owner may not store so much more; an error of the stream leaves nothing behind but bytes
+        that nothing refers to.
         """
+        access = Access(self._connections)
         if size_bytes > MAX_FILE_BYTES:
             raise TooLarge(f"a file may have at most {MAX_FILE_BYTES:,} bytes, and this one has {size_bytes:,}")
+        access.admit_bytes(principal, size_bytes)
         file_id = new_file_id()
         key, measured = f"uploads/{file_id}", _Measured(stream)
         self._connections.objects.put_stream(key, measured, size_bytes)  # type: ignore[arg-type] # it only reads
@@ -83,7 +88,11 @@ class Files(Namespace):
             object_key=key,
             expires_s=expires_s,
         )
-        upload = self._do(_insert_once if is_retry else uploads.insert_upload, new)
+        try:
+            upload = self._do(_insert, new, is_retry, access.count_bytes(principal))
+        except QuotaExceeded:
+            self._connections.objects.delete(key)
+            raise
         if upload.file_id != file_id:
             self._connections.objects.delete(key)
         return upload
@@ -112,5 +121,10 @@ class Files(Namespace):
     list = forwarded(uploads.list_uploads)
 
 
-def _insert_once(connection: Connection, new: NewUpload) -> Upload:
-    return uploads.find_repeated(connection, new, _RETRY_S) or uploads.insert_upload(connection, new)
+def _insert(connection: Connection, new: NewUpload, is_retry: bool, count_bytes: CountBytes) -> Upload:
+    repeated = uploads.find_repeated(connection, new, _RETRY_S) if is_retry else None
+    if repeated is not None:
+        return repeated
+    upload = uploads.insert_upload(connection, new)
+    count_bytes(connection)
+    return upload

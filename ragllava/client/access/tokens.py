@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import urllib3
 
+from ragllava.client.access.provider_keys import ProviderKeys
 from ragllava.errors import NotAuthenticated, ServiceUnavailable, SettingsError
 from ragllava.settings import Settings
 from ragllava.stores.access.keys import AccessRole
@@ -32,7 +32,7 @@ class Rights:
 
 
 class TokenReader:
-    """Reads tokens as the settings say. Keys of the provider are fetched when first needed, and kept."""
+    """Reads tokens as the settings say."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError for groups that cannot be read, and for an issuer without an audience."""
@@ -41,9 +41,7 @@ class TokenReader:
         if self.is_enabled and not settings.oidc_audience:
             raise SettingsError("RAGLLAVA_OIDC_ISSUER needs RAGLLAVA_OIDC_AUDIENCE, or tokens of other services pass")
         self._groups = parse_groups(settings.oidc_groups)
-        self._lock = threading.Lock()
-        self._provider: Any = None
-        self._keys: dict[str, Any] = {}  # those of the provider that have signed a token, by their ids
+        self._keys = ProviderKeys(self._keys_address, settings.oidc_keys_kept_s)
         self._configuration: dict[str, Any] | None = None
 
     def reads(self, token: str) -> bool:
@@ -55,11 +53,11 @@ class TokenReader:
         return self.rights(self.claims(token, str(self._settings.oidc_audience)))
 
     def has_key_of(self, token: str) -> bool:
-        """Whether `read` asks nobody: the key is there, or the token names none and is refused."""
+        """Whether `read` asks nobody: the key is there, or the token is refused without it."""
         import jwt
 
         try:
-            return _key_id(token) in self._keys
+            return not self._keys.asks(_key_id(token))
         except jwt.PyJWTError:
             return True
 
@@ -68,7 +66,7 @@ class TokenReader:
         import jwt
 
         try:
-            key = self._key(_key_id(token)).key
+            key = self._keys.get(_key_id(token)).key
             claims: dict[str, Any] = jwt.decode(
                 token,
                 key,
@@ -78,8 +76,6 @@ class TokenReader:
                 leeway=_LEEWAY_S,
                 options={"require": list(_CLAIMS)},
             )
-        except jwt.PyJWKClientConnectionError as error:
-            raise ServiceUnavailable(f"the provider of tokens does not answer: {error}") from error
         except jwt.PyJWTError as error:
             raise NotAuthenticated(f"the token is not valid: {error}") from None
         return claims
@@ -99,20 +95,8 @@ class TokenReader:
         archives = None if every else frozenset().union(*filter(None, of_role))
         return Rights(str(claims["sub"]), role, archives, datetime.fromtimestamp(claims["exp"], UTC))
 
-    def _key(self, key_id: str) -> Any:
-        """A key of the provider, which is asked once for each; a key that it does not have is asked for every 30 s."""
-        if key_id not in self._keys:
-            self._keys[key_id] = self._provider_keys().get_signing_key(key_id)
-        return self._keys[key_id]
-
-    def _provider_keys(self) -> Any:
-        import jwt
-
-        with self._lock:
-            if self._provider is None:
-                url = self._settings.oidc_keys_url or self.endpoint("jwks_uri")
-                self._provider = jwt.PyJWKClient(url, lifespan=600, timeout=5)
-            return self._provider
+    def _keys_address(self) -> str:
+        return self._settings.oidc_keys_url or self.endpoint("jwks_uri")
 
     def endpoint(self, name: str) -> str:
         """An address of the provider, from its configuration. Raises ServiceUnavailable."""

@@ -21,7 +21,7 @@ import hashlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -49,13 +49,15 @@ MAX_REMOTE_S = 60.0  # in which all of them are waited for
 _FETCHED_AT_ONCE = 4
 _HELD_AHEAD = 2 * _FETCHED_AT_ONCE  # pictures in memory
 _THREADS = 8
-_HELD = 2 * _THREADS  # pictures in memory
+_NOTED_AT_ONCE = 8  # pictures of a file, in one transaction
+_HELD = _THREADS + _NOTED_AT_ONCE  # pictures in memory
 _LET_GO_AT_ONCE = 1_000
 _MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
 _FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 
 FindUpload = Callable[[str], Upload]
-CountBytes = Callable[[int], None]  # before bytes are stored; raises QuotaExceeded for too many
+# Called in the transaction that notes what a caller stores; raises QuotaExceeded when that is too much.
+CountBytes = Callable[[Connection], None]
 
 
 @dataclass
@@ -63,8 +65,8 @@ class AskedPictures:
     """Where the questions to one archive may have their pictures from.
 
     `upload` finds a file by its id and raises NotFound; None: files have no ids here. `folder` is that of the question
-    file, within which paths lead to pictures; None: no path does. `count_bytes` is called once for each content that
-    the caller has not stored yet; None: it has no quota.
+    file, within which paths lead to pictures; None: no path does. `count_bytes` is called when the caller has
+    content that it had not stored before; None: it has no quota.
     """
 
     engine: Engine
@@ -95,8 +97,9 @@ class AskedPictures:
     def store_bytes(self, data: bytes) -> str:
         """As `store`, for the bytes of a picture."""
         sha256 = _checked(data)
-        if self._is_new(sha256, data):
-            self._put(sha256, data)
+        if sha256 not in self._stored:
+            put_picture(self.engine, self.objects, sha256, data, self.count_bytes)
+            self._stored.add(sha256)
         return sha256
 
     @contextmanager
@@ -107,14 +110,23 @@ class AskedPictures:
         """
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="asked pictures") as threads:
             running: deque[Future[None]] = deque()
+            waiting: dict[str, bytes] = {}
+
+            def put_waiting() -> None:
+                for sha256 in self._note(waiting) if waiting else ():
+                    if len(running) == _HELD - _NOTED_AT_ONCE:  # so few are in memory
+                        running.popleft().result()
+                    running.append(threads.submit(copy_context().run, self._put, sha256, waiting[sha256]))
+                waiting.clear()
 
             def store(address: str) -> str:
                 data = self._read(address)
                 sha256 = _checked(data)
-                if self._is_new(sha256, data):
-                    if len(running) == _HELD:  # so few are in memory
-                        running.popleft().result()
-                    running.append(threads.submit(copy_context().run, self._put, sha256, data))
+                if sha256 not in self._stored:
+                    self._stored.add(sha256)
+                    waiting[sha256] = data
+                    if len(waiting) == _NOTED_AT_ONCE:
+                        put_waiting()
                 return sha256
 
             self._fetchers = ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="remote pictures")
@@ -123,6 +135,7 @@ class AskedPictures:
             finally:  # what is left belongs to lines that came to nothing
                 self._fetchers.shutdown(wait=False, cancel_futures=True)
                 self._fetchers = None
+            put_waiting()
             for put in running:
                 put.result()
 
@@ -138,16 +151,13 @@ class AskedPictures:
         if has_room and self._fetched + len(self._ahead) < MAX_REMOTE and self._fetching_s <= MAX_REMOTE_S:
             self._ahead[address] = self._fetchers.submit(self.remote.fetch, address, MAX_PICTURE_BYTES)
 
-    def _is_new(self, sha256: str, data: bytes) -> bool:
-        """Whether no earlier line has this picture; then it is counted. Raises QuotaExceeded."""
-        if sha256 in self._stored:
-            return False
-        count_picture(self.engine, sha256, data, self.count_bytes)
-        self._stored.add(sha256)
-        return True
+    def _note(self, pictures: Mapping[str, bytes]) -> set[str]:
+        """Note these contents as the caller's; returns those to put. Raises QuotaExceeded."""
+        noted = [NewBlob(sha256, len(data), _MEDIA_TYPE) for sha256, data in pictures.items()]
+        return in_transaction(self.engine, _announce, noted, self.count_bytes)
 
     def _put(self, sha256: str, data: bytes) -> None:
-        put_picture(self.engine, self.objects, sha256, data)
+        self.objects.put(content_key(sha256), data, _MEDIA_TYPE)
 
     def _read(self, address: str) -> bytes:
         scheme = address.partition(":")[0].lower() if ":" in address[:10] else ""
@@ -203,22 +213,23 @@ class AskedPictures:
         return read_picture_file(path)
 
 
-def count_picture(engine: Engine, sha256: str, data: bytes, count_bytes: CountBytes | None) -> None:
-    """Count a picture for the session's caller, if it has not stored it yet. Raises QuotaExceeded."""
-    if count_bytes is not None and not in_transaction(engine, asked_pictures.is_counted, sha256):
-        count_bytes(len(data))
-
-
-def put_picture(engine: Engine, objects: ObjectStore, sha256: str, data: bytes) -> None:
-    """Put a picture into the store, lent to the session's caller."""
-    if in_transaction(engine, _announce, NewBlob(sha256, len(data), _MEDIA_TYPE)):
+def put_picture(
+    engine: Engine, objects: ObjectStore, sha256: str, data: bytes, count_bytes: CountBytes | None = None
+) -> None:
+    """Put a picture into the store, lent to the session's caller. Raises QuotaExceeded, and then has put nothing."""
+    if in_transaction(engine, _announce, [NewBlob(sha256, len(data), _MEDIA_TYPE)], count_bytes):
         objects.put(content_key(sha256), data, _MEDIA_TYPE)
 
 
-def _announce(connection: Connection, blob: NewBlob) -> bool:
-    missing = blobs.announce_blobs(connection, [blob])
-    asked_pictures.lend(connection, blob.sha256)
-    return bool(missing)
+def _announce(connection: Connection, new: Sequence[NewBlob], count_bytes: CountBytes | None) -> set[str]:
+    """Returns the hashes to put. What the caller has stored already passes, even if its quota is used up."""
+    hashes = [blob.sha256 for blob in new]
+    has_more = count_bytes is not None and not asked_pictures.are_counted(connection, hashes)
+    missing = blobs.announce_blobs(connection, new)
+    asked_pictures.lend(connection, hashes)
+    if count_bytes is not None and has_more:
+        count_bytes(connection)
+    return missing
 
 
 def let_pictures_go(engine: Engine, objects: ObjectStore) -> int:

@@ -1,8 +1,9 @@
 """What the tick does for batches: read their files, keep their time, write the files of their results.
 
 Each step is repeated until it has succeeded, and repeating it changes nothing: the id of a batch is the idempotency key
-of its job, and a batch ends in one transaction, with the rows of its files. Several workers may read a batch at once,
-and its pictures may be there for one of them alone: the first one decides what becomes of it.
+of its job, and a batch ends in one transaction, with the rows of its files. One worker at a time reads a batch. One
+that has lost its claim without noticing may read on, and pictures may be there for it alone: who is first decides what
+becomes of the batch.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.access import batches, uploads, usage
 from ragllava.stores.access.batches import Batch
 from ragllava.stores.access.uploads import NewUpload, Upload, new_file_id
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import in_transaction, locked_outside
 from ragllava.stores.objects import ObjectStore
 from ragllava.whole_files import file_sha256
 
@@ -87,12 +88,21 @@ def _process(engine: Engine, settings: Settings, objects: ObjectStore, batch_id:
     if batch.ended_at is not None:
         return 0
     if batch.job_id is None:
-        return _begin(engine, settings, objects, batch)
+        return _begin_alone(engine, settings, objects, batch_id)
     if is_job_ended(batch):
         return _finish(engine, objects, batch) if batch.has_result else 0
     if batch.cancelling_at is not None or batch.is_overdue:
         return _stop(engine, batch)
     return 0
+
+
+def _begin_alone(engine: Engine, settings: Settings, objects: ObjectStore, batch_id: str) -> int:
+    """As `_begin`, unless another worker reads the batch, or has read it meanwhile: its pictures are fetched once."""
+    with locked_outside(engine, "batch that is read", batch_id, wait=False) as is_held:
+        batch = in_transaction(engine, batches.get_batch, batch_id) if is_held else None
+        if batch is None or batch.job_id is not None or batch.ended_at is not None:
+            return 0
+        return _begin(engine, settings, objects, batch)
 
 
 def _begin(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batch) -> int:

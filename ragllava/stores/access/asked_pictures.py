@@ -11,15 +11,16 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, func, select, text
 
+from ragllava.stores.database import equals_any
 from ragllava.stores.schema import asked_pictures
 from ragllava.stores.sessions import OWNER
 
 LENT_S = 3_600.0  # as long as a request is kept that nobody waits for any more
 
 
-def lend(connection: Connection, sha256: str) -> None:
-    """The session's caller has announced this content for a request, or for a question that may come."""
-    connection.execute(_LEND, {"sha256": sha256, "seconds": LENT_S})
+def lend(connection: Connection, hashes: Sequence[str]) -> None:
+    """The session's caller has announced this content for a request, or for questions that may come."""
+    connection.execute(_LEND, {"hashes": sorted(hashes), "seconds": LENT_S})
 
 
 def own(connection: Connection, hashes: Sequence[str]) -> None:
@@ -32,11 +33,11 @@ def own_those_of(connection: Connection, job_id: int) -> None:
     connection.execute(_OWN_THOSE_OF, {"job_id": job_id})
 
 
-def is_counted(connection: Connection, sha256: str) -> bool:
-    """Whether the session's caller has stored this content already."""
+def are_counted(connection: Connection, hashes: Sequence[str]) -> bool:
+    """Whether the session's caller has stored all of this content already."""
     owner = func.coalesce(func.current_setting(OWNER, True), "")
-    query = select(1).where(asked_pictures.c.sha256 == sha256, asked_pictures.c.owner == owner)
-    return connection.scalar(query) is not None
+    counted = select(func.count()).where(equals_any(asked_pictures.c.sha256, hashes), asked_pictures.c.owner == owner)
+    return connection.execute(counted).scalar_one() == len(set(hashes))
 
 
 def disown(connection: Connection, job_id: int, hashes: Sequence[str]) -> None:
@@ -53,7 +54,8 @@ _OWNER = f"coalesce(current_setting('{OWNER}', true), '')"
 
 _LEND = text(f"""
     INSERT INTO asked_pictures AS p (sha256, owner, size_bytes, until)
-    SELECT sha256, {_OWNER}, size_bytes, now() + make_interval(secs => :seconds) FROM blobs WHERE sha256 = :sha256
+    SELECT sha256, {_OWNER}, size_bytes, now() + make_interval(secs => :seconds) FROM blobs
+    WHERE sha256 = ANY(:hashes) ORDER BY sha256
     ON CONFLICT (sha256, owner) DO UPDATE SET until = excluded.until WHERE p.until IS NOT NULL
 """)  # noqa: S608 - no foreign text
 

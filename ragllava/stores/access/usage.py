@@ -14,6 +14,7 @@ from ragllava.stores.schema import api_usage, asked_pictures, audit, batches, jo
 from ragllava.stores.sessions import OPEN_JOBS, OWNER
 
 _OPEN_JOBS_RETRY_S = 30.0  # jobs end at any time
+_SPACE_RETRY_S = 3_600.0
 _TODAY = func.date(func.timezone("UTC", func.now()))
 
 
@@ -96,6 +97,23 @@ def require_room(connection: Connection, new: int = 0) -> None:
         raise QuotaExceeded(
             f"{limit} jobs of this caller are open, as many as it may have; wait until one has ended",
             _OPEN_JOBS_RETRY_S,
+        )
+
+
+def require_space(connection: Connection, owner: str, most_mib: int, new_bytes: int = 0) -> None:
+    """Raises QuotaExceeded if a caller has stored more MiB than it may, with so many bytes more; 0: it may store any.
+
+    Call it after the rows of what is stored, in their transaction. Of two transactions that store at once, the second
+    waits here until the first has ended, and then counts its bytes.
+    """
+    if not most_mib:
+        return
+    lock_name(connection, "stored bytes", owner)
+    if stored_bytes(connection, owner) + new_bytes > most_mib * 2**20:
+        raise QuotaExceeded(
+            f"this caller may store {most_mib:,} MiB; delete files and jobs with pictures, or wait until files "
+            "expire and the pictures of searches are let go",
+            _SPACE_RETRY_S,
         )
 
 

@@ -6,10 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import jwt
 import pytest
 import urllib3
 from openai import OpenAI
@@ -17,11 +16,13 @@ from sqlalchemy import text
 
 from ragllava.api import server
 from ragllava.client import Client
-from ragllava.client.access.tokens import TokenReader
+from ragllava.client.access import provider_keys
+from ragllava.client.access.provider_keys import ProviderKeys
 from ragllava.errors import FetchNeeded, UsageError
 from ragllava.settings import Settings
 from ragllava.stages.answer import remote_pictures
 from ragllava.stages.answer.remote_pictures import RemotePictures
+from ragllava.stages.batches import process
 from ragllava.stages.batches.process import process_batches
 from ragllava.stages.batches.slow_reads import SlowReads
 from tests.conftest import own_settings
@@ -172,9 +173,25 @@ def test_a_batch_with_a_picture_of_a_silent_host_holds_up_no_other(
     assert slow.result() == 1
 
 
+def test_one_of_several_workers_fetches_the_pictures_of_a_batch(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, office, made, other = front.key("ask"), front.office, list[str](), SlowReads()
+
+    def send() -> int:
+        made.append(make_batch(front, key, REMOTE))
+        return 0
+
+    with holding(monkeypatch, RemotePictures, "_address", send, asked=1, held=1):
+        subject = f"batch {made[0]}"
+        assert office.slow_reads.has(subject)
+        assert process_batches(office.engine, office.settings, office.objects, other) == 0
+        assert not other.has(subject), "the other worker fetches them as well"
+    wait_for("the end of the batch", lambda: status_of(front, key, made[0]) == "failed", 60)
+    assert process_batches(office.engine, office.settings, office.objects, other) == 0
+
+
 @pytest.mark.parametrize("first", ["in_progress", "failed"])
 def test_the_first_of_two_readers_of_a_batch_decides(front: Front, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
-    """The picture is there for one of them, and not for the other."""
+    """The picture is there for one of them, and not for the other; the first one has lost its claim."""
     key, office, made = front.key("ask"), front.office, list[str]()
 
     def is_there(*_: Any) -> bytes:
@@ -192,6 +209,7 @@ def test_the_first_of_two_readers_of_a_batch_decides(front: Front, monkeypatch: 
     office.hold_up()
     with holding(monkeypatch, RemotePictures, "_address", send, asked=1, held=1), monkeypatch.context() as other:
         other.setattr(RemotePictures, "fetch", is_there if first == "in_progress" else is_away)
+        other.setattr(process, "locked_outside", lambda *_, **__: nullcontext(True))
         process_batches(office.engine, office.settings, office.objects, SlowReads())
     wait_for("the slower one", lambda: not office.slow_reads.has(f"batch {made[0]}"), 30)
     assert status_of(front, key, made[0]) == first
@@ -203,20 +221,15 @@ def test_the_first_of_two_readers_of_a_batch_decides(front: Front, monkeypatch: 
     wait_for("the end of the batch", lambda: status_of(front, key, made[0]) == ended, 60)
 
 
-def token_of(provider: Provider, key_id: str) -> str:
-    """A token that says it is signed by another key."""
-    return jwt.encode(jwt.decode(provider.token(), options={"verify_signature": False}), provider.key, "RS256",
-                      headers={"kid": key_id})  # fmt: skip
-
-
 def test_a_provider_that_is_silent_holds_up_nobody_whose_key_is_there(
     front: Front, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, token = front.key("ask"), provider.token()
     with narrow(front, monkeypatch) as few:
         assert ask(few, token) == 200, "the server has the key of the provider now"
-        unknown = token_of(provider, "two")
-        silent = holding(monkeypatch, TokenReader, "_provider_keys", lambda: ask(few, unknown), asked=3, held=2)
+        unknown = provider.token(key_id="two")
+        monkeypatch.setattr(provider_keys, "_AGAIN_S", 0.0)
+        silent = holding(monkeypatch, ProviderKeys, "_ask", lambda: ask(few, unknown), asked=3, held=1)
         with silent as running:
             assert (ask(few, key), ask(few, token), ask(few, "a.b.c")) == (200, 200, 401)
             assert not any(call.done() for call in running)

@@ -11,13 +11,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from sqlalchemy import select
 
+from ragllava.client.access import provider_keys
+from ragllava.client.access.provider_keys import ProviderKeys
 from ragllava.client.access.tokens import TokenReader, parse_groups
-from ragllava.errors import ServiceUnavailable, SettingsError
+from ragllava.errors import NotAuthenticated, ServiceUnavailable, SettingsError
 from ragllava.settings import Settings
 from ragllava.stores.access.keys import AccessRole
 from ragllava.stores.schema import sign_ins
 from tests.support.api_server import Front, open_front
 from tests.support.console_client import reading
+from tests.support.holding import holding
 from tests.support.oidc_provider import AUDIENCE, Provider, open_provider
 
 
@@ -99,6 +102,91 @@ def test_what_is_not_the_configuration_of_the_provider_is_not_kept(services: Set
     finally:
         provider.instead = None
     assert reader.read(provider.token(groups="a")).subject == "ann"
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Seconds that have passed for who keeps keys; a test adds some."""
+    seconds = [0.0]
+    monkeypatch.setattr(provider_keys, "monotonic", lambda: sum(seconds))
+    yield seconds
+
+
+@pytest.fixture
+def changing(services: Settings) -> Iterator[tuple[Provider, TokenReader]]:
+    """A provider of its own, and who reads its tokens."""
+    with open_provider() as provider:
+        chosen = {"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_groups": "staff=read"}
+        yield provider, TokenReader(services.model_copy(update=chosen))
+
+
+def test_a_withdrawn_key_is_refused_when_its_time_is_over(
+    changing: tuple[Provider, TokenReader], passed: list[float]
+) -> None:
+    provider, reader = changing
+    token = provider.token()
+    assert not reader.has_key_of(token) and reader.read(token).subject == "ann" and reader.has_key_of(token)
+    provider.change_key()
+    passed.append(3_599)
+    assert reader.read(token).subject == "ann" and provider.asked_for_keys == 1
+    passed.append(1)
+    assert not reader.has_key_of(token), "the provider has to be asked again"
+    for _ in range(2):
+        with pytest.raises(NotAuthenticated, match="has withdrawn it"):
+            reader.read(token)
+    assert reader.read(provider.token()).subject == "ann" and provider.asked_for_keys == 2
+
+
+def test_a_new_key_is_fetched_and_made_up_ones_do_not_flood_the_provider(
+    changing: tuple[Provider, TokenReader], passed: list[float]
+) -> None:
+    provider, reader = changing
+    reader.read(provider.token())
+    provider.change_key()
+    new = provider.token()
+    passed.append(29)
+    for token in (new, *(provider.token(key_id=f"made up {number}") for number in range(20))):
+        with pytest.raises(NotAuthenticated):
+            reader.read(token)
+    assert provider.asked_for_keys == 1
+    passed.append(1)
+    assert reader.read(new).subject == "ann" and provider.asked_for_keys == 2
+
+
+def test_keys_of_a_provider_that_does_not_answer_are_trusted_for_as_long_once_more(
+    changing: tuple[Provider, TokenReader], passed: list[float]
+) -> None:
+    provider, reader = changing
+    token = provider.token()
+    reader.read(token)
+    provider.hides_keys = True
+    passed.append(3_600)
+    for _ in range(3):
+        assert reader.read(token).subject == "ann"
+    assert provider.asked_for_keys == 2, "once in 30 s"
+    with pytest.raises(ServiceUnavailable):
+        reader.read(provider.token(key_id="another"))
+    passed.append(3_599)
+    assert reader.read(token).subject == "ann"
+    passed.append(1)
+    with pytest.raises(ServiceUnavailable, match="does not answer"):
+        reader.read(token)
+    provider.hides_keys = False
+    assert reader.read(token).subject == "ann"
+
+
+def test_of_those_who_wait_for_the_keys_one_asks(
+    changing: tuple[Provider, TokenReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, reader = changing
+    token = provider.token()
+
+    def read() -> int:
+        return len(reader.read(token).subject)
+
+    with holding(monkeypatch, ProviderKeys, "asks", read, asked=8, held=8) as readers:
+        pass
+    assert {each.result() for each in readers} == {3} and provider.asked_for_keys == 1
 
 
 def test_groups_that_cannot_be_read_are_an_error() -> None:

@@ -132,6 +132,69 @@ def test_a_job_is_cancelled_only_after_a_question(front: Front, browser: Browser
     wait_for("the end", lambda: front.client.jobs.get(job).is_final, 30)
 
 
+def ended_job(front: Front, questions: int, *, cancelled: bool) -> int:
+    """A job of stamps that was cancelled before anything was answered, or that has answered everything."""
+    if cancelled:
+        front.office.hold_up()
+    job = front.client.questions.submit([f"What is {n}?" for n in range(questions)], "stamps").job_id
+    if cancelled:
+        front.client.jobs.cancel(job)
+    wait_for("the end", lambda: front.client.jobs.get(job).is_final, 30)
+    return job
+
+
+def test_retry_asks_the_cancelled_questions_again(front: Front, browser: Browser) -> None:
+    job = ended_job(front, 3, cancelled=True)
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("ask", ["stamps"]))
+        page = visitor.go(f"/console/jobs/{job}")
+        expect(page.locator("#job .chip.cancelled").first).to_be_visible()
+        page.get_by_role("button", name="Retry").click()
+        expect(page.get_by_text(f"3 inputs of job {job} are tried again.")).to_be_visible()
+        expect(page.get_by_role("button", name="Pause")).to_be_visible()
+        expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+        front.office.go_on()
+        expect(page.locator("#job .chip.completed")).to_be_visible()  # without a reload
+        expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+        page.reload()
+        expect(page.locator(".result .answer")).to_have_text(["yes"] * 3)
+
+
+def test_refresh_makes_a_job_that_asks_again(front: Front, browser: Browser) -> None:
+    job = ended_job(front, 3, cancelled=False)
+    front.office.hold_up()
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("ask", ["stamps"]))
+        page = visitor.go(f"/console/jobs/{job}")
+        page.get_by_role("button", name="Refresh").click()
+        expect(page.get_by_role("status")).to_contain_text(f"refreshes job {job}.")
+        refreshing = int(page.url.rpartition("/")[2])
+        assert refreshing != job
+        visitor.go(f"/console/jobs/{job}").get_by_role("button", name="Refresh").click()  # a second time
+        expect(page.get_by_role("status")).to_contain_text(f"Job {refreshing} refreshes job {job} already.")
+        front.office.go_on()
+        expect(page.locator("#job .chip.completed")).to_be_visible()
+        page.reload()
+        expect(page.locator(".result .answer")).to_have_text(["yes"] * 3)
+        page.get_by_role("link", name=f"job {job}", exact=True).click()
+        page.wait_for_url(f"**/console/jobs/{job}")
+
+
+@pytest.mark.parametrize("button", ["Retry", "Refresh"])
+def test_what_is_asked_again_counts_for_the_quota(front: Front, browser: Browser, button: str) -> None:
+    job = ended_job(front, 3, cancelled=button == "Retry")
+    before = front.client.jobs.get(job).state
+    jobs = len(front.client.jobs.list(archive="stamps", limit=1_000))
+    with visiting(browser, front.url) as visitor:
+        visitor.expect_fault("status of 429")
+        visitor.sign_in(front.key("ask", ["stamps"], questions_per_day=2))
+        page = visitor.go(f"/console/jobs/{job}")
+        page.get_by_role("button", name=button).click()
+        expect(page.get_by_text("may ask 2 questions a day")).to_be_visible()
+    assert front.client.jobs.get(job).state == before
+    assert len(front.client.jobs.list(archive="stamps", limit=1_000)) == jobs
+
+
 def test_a_filter_is_moved_by_keys_and_applied_by_its_button(front: Front, browser: Browser) -> None:
     with visiting(browser, front.url) as visitor:
         visitor.sign_in(front.key("read"))

@@ -18,6 +18,7 @@ from sqlalchemy import func, select, update
 
 from ragllava.api.server import STRANGERS, THREADS
 from ragllava.client import Client
+from ragllava.client.access import provider_keys
 from ragllava.client.access.provider import SignInProvider
 from ragllava.client.access.tokens import TokenReader
 from ragllava.console.cookies import DEPARTURE, SIGN_IN
@@ -184,6 +185,21 @@ def test_a_page_that_renews_itself_does_not_prolong_the_sign_in(front: Front) ->
 def test_nobody_is_led_elsewhere_by_the_provider(front: Front, to: str) -> None:
     with httpx.Client(base_url=front.url) as http:
         assert http.get("/console/sign-in/provider", params={"next": to}).status_code == 400
+
+
+def test_a_withdrawn_key_signs_nobody_in(front: Front, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = provider.token()
+
+    def status(key: str) -> int:
+        entered = httpx.post(f"{front.url}/console/sign-in", data={"key": key}, headers={"origin": front.url})
+        assert entered.status_code == (303 if front.call("GET", "/v1/models", key)[0] == 200 else 401)
+        return entered.status_code
+
+    assert status(token) == 303
+    provider.change_key()
+    assert status(token) == 303, "the server has not asked again"
+    monkeypatch.setattr(provider_keys, "monotonic", lambda: time.monotonic() + 3_600)
+    assert (status(token), status(provider.token())) == (401, 303)
 
 
 def test_the_provider_sends_browsers_back_to_the_address_of_the_settings(

@@ -175,18 +175,16 @@ def cancel(visit: Visit[NoQuery, NoBody]) -> Done:
 @pages.post(f"{JOBS}/{{job_id}}/retry", needs=AccessRole.ASK, archive_in="path:job_id")
 def retry(visit: Visit[NoQuery, NoBody]) -> Done:
     """Try the failed, dead, expired and cancelled inputs again."""
-    job_id = visit.number("job_id")
-    with visit.client.access.admitted(visit.principal):
-        number = visit.client.jobs.retry(job_id)
+    job_id, count = visit.number("job_id"), visit.client.access.count_questions(visit.principal)
+    number = visit.client.jobs.retry(job_id, count)
     return _done(job_id, f"{number:,} inputs of job {job_id} are tried again.")
 
 
 @pages.post(f"{JOBS}/{{job_id}}/refresh", needs=AccessRole.ASK, archive_in="path:job_id")
 def refresh(visit: Visit[NoQuery, NoBody]) -> Done:
     """Ask those questions again for which something has changed since, in a new job."""
-    job_id = visit.number("job_id")
-    with visit.client.access.admitted(visit.principal):
-        refreshing, is_new = visit.client.questions.refresh(job_id)
+    job_id, count = visit.number("job_id"), visit.client.access.count_questions(visit.principal)
+    refreshing, is_new = visit.client.questions.refresh(job_id, count)
     return _done(refreshing, f"Job {refreshing} refreshes job {job_id}{'' if is_new else ' already'}.")
 
 
