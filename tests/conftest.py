@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import hypothesis
 import pytest
 from minio.error import S3Error
+from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
@@ -51,13 +52,15 @@ _LONGEST = (
     "acceptance/test_crashes.py",
     "acceptance/test_learning.py",
     "acceptance/test_command_line.py",
-    "acceptance/test_workers.py",
     "acceptance/test_demo.py",
     "acceptance/test_training.py",
-    "acceptance/test_chaos.py",
-    "acceptance/test_console.py",
     "integration/training/test_train_job.py",
     "integration/local/test_local.py",
+    "acceptance/test_chaos.py",
+    "acceptance/test_workers.py",
+    "acceptance/test_console.py",
+    "acceptance/test_events.py",
+    "acceptance/test_reindexing.py",
     "integration/console/test_jobs.py",
     "integration/console/test_archives.py",
     "unit/training/finetune/test_finetune_processes.py",
@@ -105,7 +108,7 @@ def services() -> Iterator[Settings]:
     try:
         with running_services(given) as running:
             if given.database_url is None:
-                _wait_for_no_disk(running)
+                _hurry(running)
             yield running
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -178,12 +181,19 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return found
 
 
-def _wait_for_no_disk(services: Settings) -> None:
-    """The tests' own Postgres need not survive a loss of power: each of them makes and drops a database."""
+def _hurry(services: Settings) -> None:
+    """The tests' own Postgres need not survive a loss of power: each of them makes and drops a database. Nor need its
+    passwords withstand guessing: the usual 4,096 rounds take longer than all else at each of many thousand sign-ins.
+    """
     server = create_engine(services.require_database_owner(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
-        for setting in ("fsync", "full_page_writes"):
-            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("SET scram_iterations = 1"))
+        for url in map(make_url, (services.require_database_owner(), services.require_database())):
+            password = sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(str(url.username)), str(url.password))
+            connection.exec_driver_sql(password.as_string())
+        # Those of the roles that migrations make, too.
+        for setting, value in {"fsync": "off", "full_page_writes": "off", "scram_iterations": "1"}.items():
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = {value}"))
         connection.execute(text("SELECT pg_reload_conf()"))
 
 
