@@ -140,9 +140,9 @@ def own_settings(services: Settings, template_database: str) -> Iterator[Setting
     database = _new_database(services) if template_database == "template0" else _clones[template_database].one()
     with database as name:
         redis_url = _redis_url(services, next(_redis_database))
-        own = {**_urls_of(services, name), "redis_url": redis_url, "s3_bucket": f"test-{uuid.uuid4().hex}"}
+        own = {"redis_url": SecretStr(redis_url), "s3_bucket": f"test-{uuid.uuid4().hex}"}
         _empty_redis(redis_url)
-        settings = Settings(**(services.model_dump() | own))
+        settings = services.model_copy(update=_urls_of(services, name) | own)
         try:
             yield settings
         finally:
