@@ -205,14 +205,15 @@ def _new_database(services: Settings) -> Iterator[str]:
         yield name
     finally:
         server.drop(name)
+        server.close()
 
 
 class _Server:
-    """Databases of a server, made and dropped by their owner."""
+    """Databases of a server, made and dropped by their owner, whose session stays open: no test signs in for that."""
 
     def __init__(self, services: Settings) -> None:
         url = services.require_database_owner()
-        self._engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._engine = create_engine(url, pool_pre_ping=True, isolation_level="AUTOCOMMIT")
 
     def create(self, template: str) -> str:
         name = f"test_{uuid.uuid4().hex}"
@@ -224,6 +225,10 @@ class _Server:
     def drop(self, name: str) -> None:
         with self._engine.connect() as connection:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+    def close(self) -> None:
+        """End the session."""
+        self._engine.dispose()
 
 
 class _Clones(AbstractContextManager["_Clones"]):
@@ -247,6 +252,7 @@ class _Clones(AbstractContextManager["_Clones"]):
     def __exit__(self, *_error: object) -> None:
         self._thread.shutdown()
         self._server.drop(self._next.result())
+        self._server.close()
         for drop in self._drops:
             drop.result()  # raises what a drop has raised
 
