@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import hypothesis
 import pytest
 from minio.error import S3Error
+from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
@@ -51,13 +52,15 @@ _LONGEST = (
     "acceptance/test_crashes.py",
     "acceptance/test_learning.py",
     "acceptance/test_command_line.py",
-    "acceptance/test_workers.py",
     "acceptance/test_demo.py",
     "acceptance/test_training.py",
-    "acceptance/test_chaos.py",
-    "acceptance/test_console.py",
     "integration/training/test_train_job.py",
     "integration/local/test_local.py",
+    "acceptance/test_chaos.py",
+    "acceptance/test_workers.py",
+    "acceptance/test_console.py",
+    "acceptance/test_events.py",
+    "acceptance/test_reindexing.py",
     "integration/console/test_jobs.py",
     "integration/console/test_archives.py",
     "unit/training/finetune/test_finetune_processes.py",
@@ -106,7 +109,7 @@ def services() -> Iterator[Settings]:
     try:
         with running_services(given) as running:
             if given.database_url is None:
-                _wait_for_no_disk(running)
+                _hurry(running)
             yield running
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -138,9 +141,9 @@ def own_settings(services: Settings, template_database: str) -> Iterator[Setting
     database = _new_database(services) if template_database == "template0" else _clones[template_database].one()
     with database as name:
         redis_url = _redis_url(services, next(_redis_database))
-        own = {**_urls_of(services, name), "redis_url": redis_url, "s3_bucket": f"test-{uuid.uuid4().hex}"}
+        own = {"redis_url": SecretStr(redis_url), "s3_bucket": f"test-{uuid.uuid4().hex}"}
         _empty_redis(redis_url)
-        settings = Settings(**(services.model_dump() | own))
+        settings = services.model_copy(update=_urls_of(services, name) | own)
         try:
             yield settings
         finally:
@@ -179,12 +182,19 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return found
 
 
-def _wait_for_no_disk(services: Settings) -> None:
-    """The tests' own Postgres need not survive a loss of power: each of them makes and drops a database."""
+def _hurry(services: Settings) -> None:
+    """The tests' own Postgres need not survive a loss of power: each of them makes and drops a database. Nor need its
+    passwords withstand guessing: the usual 4,096 rounds take longer than all else at each of many thousand sign-ins.
+    """
     server = create_engine(services.require_database_owner(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
-        for setting in ("fsync", "full_page_writes"):
-            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("SET scram_iterations = 1"))
+        for url in map(make_url, (services.require_database_owner(), services.require_database())):
+            password = sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(str(url.username)), str(url.password))
+            connection.exec_driver_sql(password.as_string())
+        # Those of the roles that migrations make, too.
+        for setting, value in {"fsync": "off", "full_page_writes": "off", "scram_iterations": "1"}.items():
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = {value}"))
         connection.execute(text("SELECT pg_reload_conf()"))
 
 
@@ -196,14 +206,15 @@ def _new_database(services: Settings) -> Iterator[str]:
         yield name
     finally:
         server.drop(name)
+        server.close()
 
 
 class _Server:
-    """Databases of a server, made and dropped by their owner."""
+    """Databases of a server, made and dropped by their owner, whose session stays open: no test signs in for that."""
 
     def __init__(self, services: Settings) -> None:
         url = services.require_database_owner()
-        self._engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._engine = create_engine(url, pool_pre_ping=True, isolation_level="AUTOCOMMIT")
 
     def create(self, template: str) -> str:
         name = f"test_{uuid.uuid4().hex}"
@@ -215,6 +226,10 @@ class _Server:
     def drop(self, name: str) -> None:
         with self._engine.connect() as connection:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+    def close(self) -> None:
+        """End the session."""
+        self._engine.dispose()
 
 
 class _Clones(AbstractContextManager["_Clones"]):
@@ -238,6 +253,7 @@ class _Clones(AbstractContextManager["_Clones"]):
     def __exit__(self, *_error: object) -> None:
         self._thread.shutdown()
         self._server.drop(self._next.result())
+        self._server.close()
         for drop in self._drops:
             drop.result()  # raises what a drop has raised
 

@@ -90,7 +90,7 @@ def image_id(client: Client, name: str) -> int | None:
 
 def ask(shell: Terminal, question: KnownQuestion) -> tuple[str | None, list[str]]:
     """The answer, and the names of the pictures that it rests on."""
-    row = json.loads(shell.do("ask", question.text, "--archive", "cards", "--top-k", "5", "--json"))
+    row = json.loads(shell.call_well("ask", question.text, "--archive", "cards", "--top-k", "5", "--json"))
     return row["answer"], [shown["source"] for shown in row["evidence"]]
 
 
@@ -113,12 +113,12 @@ def test_all_are_searchable_after_a_killed_receiver_and_one_scan(
     assert report["added"]["number"] > 0, "while nobody listened, events were lost"
     wait_for("all pictures to be searchable", lambda: searchable(client) == sorted(CARDS))
     client.jobs.wait(max(report["jobs"]))
-    again = shell.do("archive", "scan", "cards")
+    again = shell.call_well("archive", "scan", "cards")
     assert again == f"s3://{bucket.name}/in/: 120 objects, nothing new\n"
     assert searchable(client) == sorted(CARDS)
     [view] = client.archives.bindings("cards")
     assert (view.objects, view.pictures, view.refused, view.waiting) == (120, 120, 0, 0)
-    assert f"bound to s3://{bucket.name}/in/ (pictures): 120 objects" in shell.do("archive", "show", "cards")
+    assert f"bound to s3://{bucket.name}/in/ (pictures): 120 objects" in shell.call_well("archive", "show", "cards")
 
 
 def rightly_answered(shell: Terminal, questions: Sequence[KnownQuestion]) -> KnownQuestion:

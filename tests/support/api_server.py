@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,8 +30,7 @@ from ragllava.stores.jobs import requests
 from ragllava.stores.objects import ObjectStore
 from tests.support.job_rows import Desk
 from tests.support.waiting import wait_for
-
-_PAUSE_S = 0.02
+from tests.support.wakeful import Rest
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class Office(Desk):
     failures: list[BaseException] = field(default_factory=list)
     busy: threading.Lock = field(default_factory=threading.Lock)
     slow_reads: SlowReads = field(default_factory=SlowReads)
+    rest: Rest = field(default_factory=Rest)
 
     def clear(self) -> None:
         """Remove what a test has left, but the archives."""
@@ -62,6 +61,7 @@ class Office(Desk):
     def go_on(self) -> None:
         """Answer again."""
         self._may_answer.set()
+        self.rest.disturb()
 
     def answer(self, lease: Lease) -> None:
         """Also a request: a search finds nothing, and everything is as relevant."""
@@ -93,7 +93,7 @@ class Office(Desk):
             except BaseException as error:
                 self.failures.append(error)
                 raise
-            time.sleep(_PAUSE_S)
+            self.rest.take()
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ def open_front(settings: Settings, archives: Sequence[str] = ("stamps", "coins")
                 yield Front(url, office, plain)
         finally:
             office.closed.set()
+            office.rest.disturb()
             thread.join(60)
+            office.rest.close()
             engine.dispose()
         assert not office.failures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +19,8 @@ from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.webhooks.deliver import deliver_due
 from tests.support.api_server import make_key, serving
 from tests.support.waiting import wait_for
+from tests.support.wakeful import Rest
 from tests.support.workshop import Workshop
-
-_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Shop:
     works: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
     failures: list[BaseException] = field(default_factory=list)
+    rest: Rest = field(default_factory=Rest)
 
     def key(self, role: str = "admin", *archives: str, **limits: Any) -> str:
         """A new key, of all archives if none is named."""
@@ -79,7 +78,7 @@ class Shop:
             except BaseException as error:
                 self.failures.append(error)
                 raise
-            time.sleep(_PAUSE_S)
+            self.rest.take()
 
 
 @contextmanager
@@ -98,5 +97,7 @@ def open_shop(workshop: Workshop) -> Iterator[Shop]:
             yield shop
         finally:
             shop.closed.set()
+            shop.rest.disturb()
             thread.join(60)
+            shop.rest.close()
     assert not shop.failures

@@ -38,6 +38,8 @@ _WCAG = {
     "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 }
 
+COLOURS = ("color-contrast", "link-in-text-block")  # the rules of axe that another theme of the same page can break
+
 
 def chromium_path() -> str | None:
     """Where Chromium is: CHROMIUM, else a browser of the system; None: nowhere."""

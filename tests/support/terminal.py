@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -10,14 +11,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from ragllava.cli.main import main
 from ragllava.local.home import Home
 from ragllava.settings import Settings, read_services
 from tests.acceptance.conftest import READY_S
@@ -79,9 +82,32 @@ class Terminal:
 
     def do(self, *words: str) -> str:
         """Run a command that must succeed and have nothing to complain about; returns what it prints."""
-        typed = self.run(*words)
-        assert (typed.code, typed.err) == (0, ""), f"ragllava {' '.join(words)}: {typed}"
-        return typed.out
+        return _succeeded(self.run(*words), words)
+
+    def call(self, *words: str) -> Typed:
+        """As `run`, but in this process: one of its own computes for two seconds before it begins.
+
+        For commands of a kind that another test has run.
+        """
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        environment = self.environment()
+        with pytest.MonkeyPatch.context() as patch:
+            for name in os.environ.keys() - environment.keys():
+                patch.delenv(name)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["ragllava", *words])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    main()
+                except SystemExit as end:
+                    code = int(end.code or 0)
+        return Typed(code, out.getvalue(), err.getvalue())
+
+    def call_well(self, *words: str) -> str:
+        """As `do`, in this process."""
+        return _succeeded(self.call(*words), words)
 
     def settings(self) -> Settings:
         """The settings of the system that runs in this home."""
@@ -101,6 +127,11 @@ class Terminal:
                 or Path(process.cwd()).is_relative_to(self.home)
             )
         return False
+
+
+def _succeeded(typed: Typed, words: Sequence[str]) -> str:
+    assert (typed.code, typed.err) == (0, ""), f"ragllava {' '.join(words)}: {typed}"
+    return typed.out
 
 
 def ended(process: subprocess.Popen[str], timeout_s: float) -> Typed:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +51,8 @@ def train_in_processes(
     try:
         while process.poll() is None:
             watch.look()
-            time.sleep(_LOOK_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK_S)
     finally:
         _end(process)
     if process.returncode:

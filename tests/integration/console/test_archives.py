@@ -15,7 +15,7 @@ from ragllava.settings import Settings
 from tests.conftest import own_settings
 from tests.integration.conftest import Postcards
 from tests.support.api_shop import Shop, open_shop
-from tests.support.browser import Visitor, expect, visiting
+from tests.support.browser import COLOURS, Visitor, expect, visiting
 from tests.support.large_archive import insert_pictures
 from tests.support.postcard_gallery import CARDS, cards
 from tests.support.waiting import wait_for
@@ -95,7 +95,7 @@ def test_all_pages_are_accessible_in_both_themes_and_fit_small_windows(
             visitor.check_fits()
             visitor.check_access(path)
             page.emulate_media(color_scheme="dark")
-            visitor.check_access(f"{path}, dark", rules=["color-contrast"])
+            visitor.check_access(f"{path}, dark", rules=COLOURS)
 
 
 def test_a_folder_is_dropped_and_becomes_an_archive_that_is_renamed_and_removed(

