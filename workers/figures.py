@@ -41,7 +41,7 @@ def serve(name: str, slots: int, port: int) -> bool:
     if slots != 1:
         log.warning(f"no figures at port {port}: {slots} children would share it", extra={"action": "no_figures"})
         return False
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         start_http_server(port, HOST, _registry)
     except OSError as error:

@@ -10,7 +10,8 @@ from sqlalchemy import Connection
 
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
-from ragllava.records import FileOutcome, FileStatus, JobKind, SourceFile
+from ragllava.records import JobKind
+from ragllava.source_files import FileOutcome, FileStatus, SourceFile
 from ragllava.stores.archives import archive, ingest_files
 from ragllava.stores.buckets import bindings, bound_objects
 from ragllava.stores.buckets.bindings import BindingRole
