@@ -9,14 +9,7 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager
 
-from prometheus_client import (
-    CollectorRegistry,
-    Gauge,
-    ProcessCollector,
-    Summary,
-    disable_created_metrics,
-    start_http_server,
-)
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, Summary, start_http_server
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +34,6 @@ def serve(name: str, slots: int, port: int) -> bool:
     if slots != 1:
         log.warning(f"no figures at port {port}: {slots} children would share it", extra={"action": "no_figures"})
         return False
-    disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         start_http_server(port, HOST, _registry)
     except OSError as error:

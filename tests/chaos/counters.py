@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from starlette.testclient import TestClient
 
 from ragllava.api.metrics import make_metrics_app
-from ragllava.client import Client
+from ragllava.client import ALL_METRICS, Client
 from ragllava.stores.database import in_transaction
 from tests.support.waiting import wait_for
 
@@ -68,6 +68,10 @@ TABLES: Mapping[str, str] = {
 }  # fmt: skip
 
 
+# In the order of the statements; the text format has another one. Rejections are not compared class by class.
+_LABELS = {metric.name: metric.labels for metric in ALL_METRICS} | {"ragllava_decode_rejected_total": ()}
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One number of the exporter beside that of the tables."""
@@ -93,7 +97,7 @@ def exported_numbers(client: Client) -> Numbers:
         for sample in family.samples:
             name = sample.name.removesuffix("_count") if family.type == "histogram" else sample.name
             if name in TABLES and sample.value:
-                labels = () if name == "ragllava_decode_rejected_total" else tuple(sample.labels.values())
+                labels = tuple(sample.labels[label] for label in _LABELS[name])
                 numbers[name, labels] = numbers.get((name, labels), 0.0) + sample.value
     return numbers
 

@@ -296,17 +296,23 @@ def scene(workshop: Workshop, tmp_path: Path) -> Iterator[Scene]:
         yield Scene(own, client, first, second, ticking, prometheus, rules, tmp_path)
 
 
-# Their figures are increases, and over when they have left the range: the cause goes on until they fire.
-REPEATED = {"RagllavaQuestionsFail", "RagllavaJobsFail"}
+# Increases, which are over when they have left the range: the cause goes on until the alert fires. The first failure is
+# seen in a longer range.
+INCREASES = {
+    "RagllavaQuestionsFail": 'max(increase(ragllava_questions_total{result="failed"}[1h]))',
+    "RagllavaJobsFail": 'max(increase(ragllava_jobs_total{kind="ingest",result="failed"}[1h]))',
+}
 
 
 def make_cause(scene: Scene, alert: str, cause: Callable[[], None]) -> None:
     """Make the cause of an alert that is inactive, until Prometheus has noticed."""
     assert alert not in scene.look(), f"{alert} before its cause"
     cause()
+    if alert in INCREASES:
+        wait_for("the first failure to be seen", lambda: (scene.prometheus.number(INCREASES[alert]) or 0) > 0)
 
     def is_noticed() -> bool:
-        if alert not in REPEATED:
+        if alert not in INCREASES:
             return alert in scene.look()
         if scene.fires(alert):
             return True
