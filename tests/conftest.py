@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import hypothesis
@@ -32,6 +33,10 @@ from ragllava.local.services import running_services
 from ragllava.settings import Settings
 from ragllava.stores.database import make_engine
 from ragllava.stores.s3_client import make_client
+from tests.support.browser import open_browser
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # `make test` shares the tests out to processes of pytest-xdist, each with servers of its own. Where they are given one
 # Redis by address, each takes its share of the databases 1 to 15.
@@ -148,6 +153,13 @@ def own_settings(services: Settings, template_database: str) -> Iterator[Setting
             yield settings
         finally:
             _remove_buckets(settings)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, for all tests: a process can drive one at a time."""
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture

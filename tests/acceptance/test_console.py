@@ -27,7 +27,7 @@ from ragllava.settings import Settings
 from tests.acceptance.conftest import Cluster
 from tests.conftest import environment_of, own_settings
 from tests.support.api_server import make_key
-from tests.support.browser import Visitor, expect, open_browser, visiting
+from tests.support.browser import Visitor, expect, visiting
 from tests.support.processes import ROOT
 from tests.support.toy_questions import COLORS, draw_sheet, tiny_profile
 from tests.support.waiting import wait_for
@@ -70,12 +70,6 @@ class System:
             if view.version.role is Role.RERANKER and view.state == "champion"
         ]
         return name
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
-"""One server and one browser for the tests of this folder."""
+"""One server for the tests of each module in this folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,17 +10,6 @@ from ragllava.settings import Settings
 from tests.conftest import own_settings
 from tests.support.api_server import Front, open_front
 from tests.support.archive_places import HOOK
-from tests.support.browser import open_browser
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Chromium, for all tests."""
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
