@@ -27,7 +27,7 @@ from ragllava.settings import Settings
 from tests.acceptance.conftest import Cluster
 from tests.conftest import environment_of, own_settings
 from tests.support.api_server import make_key
-from tests.support.browser import Visitor, open_browser, visiting
+from tests.support.browser import Visitor, expect, open_browser, visiting
 from tests.support.processes import ROOT
 from tests.support.toy_questions import COLORS, draw_sheet, tiny_profile
 from tests.support.waiting import wait_for
@@ -161,11 +161,11 @@ def test_by_mouse_from_a_folder_to_a_promoted_model(system: System, browser: Bro
         page.get_by_role("link", name=re.compile("Train on 6. labels")).click()
         page.get_by_role("button", name="Start the training").click()
         watch_training(visitor)
-        assert page.locator(".chip", has_text="promoted").is_visible()
+        expect(page.locator(".chip", has_text="promoted")).to_be_visible()
         page.get_by_role("link", name="Learning").first.click()
         champion = page.locator(".panel.champion", has=page.get_by_role("heading", name="Reranker"))
         assert system.champion() != base
-        assert system.champion() in champion.inner_text()
+        expect(champion).to_contain_text(system.champion(), use_inner_text=True)
 
 
 def add_pictures(visitor: Visitor, folder: Path) -> None:
@@ -174,11 +174,13 @@ def add_pictures(visitor: Visitor, folder: Path) -> None:
     page.get_by_role("heading", name="Add pictures").wait_for()
     drop(visitor, page.locator("#upload"), folder)
     page.get_by_role("link", name="Look at the pictures").wait_for(timeout=60_000)
-    assert f"All {2 * FOLDERS} files have an outcome: {2 * FOLDERS} stored" in page.inner_text("#progress")
-    assert page.inner_text("#not-sent") == ""
+    expect(page.locator("#progress")).to_contain_text(
+        f"All {2 * FOLDERS} files have an outcome: {2 * FOLDERS} stored", use_inner_text=True
+    )
+    expect(page.locator("#not-sent")).to_have_text("", use_inner_text=True)
     page.get_by_role("link", name="Look at the pictures").click()
     page.get_by_text(f"{2 * FOLDERS} pictures", exact=True).wait_for()
-    assert page.locator("#grid .tile", has_text="A red sheet").count() > 0
+    expect(page.locator("#grid .tile", has_text="A red sheet").first).to_be_visible()
 
 
 def ask_questions(visitor: Visitor, file: Path) -> None:
@@ -253,12 +255,12 @@ def test_by_keyboard_alone_a_refused_model_is_promoted_and_rolled_back(
         page.get_by_role("heading", name="Add pictures").wait_for()
         choose(page, page.locator("#folder"), own.folder)
         page.get_by_role("link", name="Look at the pictures").wait_for(timeout=60_000)
-        assert "4 stored" in page.inner_text("#progress")
+        expect(page.locator("#progress")).to_contain_text("4 stored", use_inner_text=True)
         open_section(page, "Jobs")
         enter(page, page.get_by_role("link", name="Submit questions"))
         tab_to(page, page.get_by_label("Archive"))
         keys.press("End")
-        assert page.get_by_label("Archive").input_value() == "tiles"
+        expect(page.get_by_label("Archive")).to_have_value("tiles")
         choose(page, page.locator("#file"), own.questions)
         page.get_by_role("region", name="what is in the file").wait_for()
         enter(page, page.get_by_role("button", name="Submit", exact=True))
@@ -267,7 +269,7 @@ def test_by_keyboard_alone_a_refused_model_is_promoted_and_rolled_back(
         review_by_keys(page, 3)
         train_by_keyboard(page)
         watch_training(visitor)
-        assert page.locator("#curve .chip", has_text="refused").is_visible()
+        expect(page.locator("#curve .chip", has_text="refused")).to_be_visible()
         version = page.locator("section:has(#course) a.button")
         refused = version.inner_text()
         enter(page, version)

@@ -145,7 +145,10 @@ class Fleet:
             "candidates": self.size.candidates,
             "shard_s": self.size.shard_s,
         }
-        return subprocess.Popen([sys.executable, "-m", "tests.fleet.worker", json.dumps(order)])
+        # A session of its own: Linux shares the processors out by session, so hundreds of workers on one machine get no
+        # more of them than the server, or the ticks that are measured.
+        command = [sys.executable, "-m", "tests.fleet.worker", json.dumps(order)]
+        return subprocess.Popen(command, start_new_session=True)
 
     def _tick(self) -> None:
         """What a maintenance worker does; the second part runs beside the next tick there."""

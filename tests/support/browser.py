@@ -19,7 +19,15 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
+    from playwright.sync_api import (
+        Browser,
+        BrowserContext,
+        ConsoleMessage,
+        Locator,
+        Page,
+        Request,
+    )
+    from playwright.sync_api._generated import LocatorAssertions
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 DRAWING = os.environ.get("DRAW_CONSOLE") == "1"  # write the pictures of docs/console.md
@@ -50,6 +58,17 @@ def open_browser() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def expect(there: Locator) -> LocatorAssertions:
+    """What is expected of a place on the page: Playwright looks again until it is so, at most 60 s.
+
+    A page that is still on its way has nothing on it yet, so `assert there.count() == 3` would depend on time.
+    """
+    from playwright.sync_api import expect as expect_of
+
+    expect_of.set_options(timeout=60_000)
+    return expect_of(there)
 
 
 @dataclass

@@ -100,7 +100,7 @@ def by_need(candidates: Sequence[Candidate], tools: AnswerTools) -> tuple[list[C
     for number, wave in enumerate(waves, start=1):
         reranked += wave
         left = [candidate for later in waves[number:] for candidate in later]
-        if is_done(reranked, left, tools.threshold, tools.options.top_n):
+        if is_done(reranked, left, tools.threshold):
             return reranked, left
     return reranked, []
 

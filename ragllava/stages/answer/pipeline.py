@@ -194,7 +194,7 @@ def _is_done(
         for candidate in candidates
         if (row, candidate.image.image_id) in scores
     ]
-    return waves.is_done(reranked, [c for wave in left for c in wave], tools.threshold, tools.options.top_n)
+    return waves.is_done(reranked, [c for wave in left for c in wave], tools.threshold)
 
 
 def _score(

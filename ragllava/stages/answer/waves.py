@@ -2,7 +2,7 @@
 
 Candidates are reranked in waves, the strongest first. A question is done when each thing that it names has evidence,
 and nothing that is left could be better: no caption names the thing as well, and no candidate is without a caption.
-Where no caption makes sure of anything, a question is done only when all of its evidence is sure.
+Where no caption names anything, all candidates are reranked: two images of high relevance say nothing about a third.
 
 The waves of a question depend on its own candidates and relevances, so its result does not depend on the questions
 beside it.
@@ -16,9 +16,8 @@ from ragllava.records import Candidate, Depth, by_retrieval
 
 EQUAL_SHARE = 0.9  # captions that score so close to the best name the thing as well
 FEW_PICTURES, MORE_PICTURES = 4, 10  # the nearest pictures up to the second wave, and up to the third
-SURE_RELEVANCE = 0.98  # of evidence that no caption supports
 
-DEPTH_VERSION = 1  # of these rules, for the stamp of an answer
+DEPTH_VERSION = 2  # of these rules, for the stamp of an answer
 
 
 def waves_of(candidates: Sequence[Candidate], depth: Depth) -> list[list[Candidate]]:
@@ -51,15 +50,14 @@ def cut(waves: Sequence[Sequence[Candidate]], most: int) -> tuple[list[list[Cand
     return [wave for wave in kept if wave], ordered[most:], lost
 
 
-def is_done(reranked: Sequence[Candidate], left: Sequence[Candidate], threshold: float, top_n: int) -> bool:
+def is_done(reranked: Sequence[Candidate], left: Sequence[Candidate], threshold: float) -> bool:
     """Whether the candidates that were reranked suffice, and those that are left need not be."""
     if not left:
         return True
-    evidence = [candidate for candidate in reranked if (candidate.relevance or 0.0) >= threshold]
     things = max((len(candidate.shares) for candidate in (*reranked, *left)), default=0)
     if not things or any(candidate.image.caption is None for candidate in left):
-        sure = [candidate for candidate in evidence if (candidate.relevance or 0.0) >= SURE_RELEVANCE]
-        return len(sure) >= top_n
+        return False
+    evidence = [candidate for candidate in reranked if (candidate.relevance or 0.0) >= threshold]
     return all(_has_evidence(thing, evidence, left) for thing in range(things))
 
 

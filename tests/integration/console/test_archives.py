@@ -15,7 +15,7 @@ from ragllava.settings import Settings
 from tests.conftest import own_settings
 from tests.integration.conftest import Postcards
 from tests.support.api_shop import Shop, open_shop
-from tests.support.browser import Visitor, visiting
+from tests.support.browser import Visitor, expect, visiting
 from tests.support.large_archive import insert_pictures
 from tests.support.postcard_gallery import CARDS, cards
 from tests.support.waiting import wait_for
@@ -121,10 +121,10 @@ def test_a_folder_is_dropped_and_becomes_an_archive_that_is_renamed_and_removed(
         shown = page.locator("#progress").inner_text()
         assert "All 4 files have an outcome: " in shown and "3 stored" in shown and "1 rejected" in shown
         assert "broken.png: it is not a picture" in shown
-        assert "empty.png: it is empty" in page.locator("#not-sent").inner_text()
+        expect(page.locator("#not-sent")).to_contain_text("empty.png: it is empty", use_inner_text=True)
         visitor.check_access("after an upload")
         page.get_by_role("link", name="Look at the pictures").click()
-        assert page.locator("#grid .tile").count() == 3
+        expect(page.locator("#grid .tile")).to_have_count(3)
         page.get_by_text("a caption from the folder").click()
         page.wait_for_url("**/pictures/*")
         page.goto(f"{shop.url}/console/archives/holiday/manage")
@@ -132,7 +132,7 @@ def test_a_folder_is_dropped_and_becomes_an_archive_that_is_renamed_and_removed(
         page.get_by_role("button", name="Rename").click()
         page.wait_for_url("**/archives/summer")
         page.get_by_role("link", name="Manage").click()
-        assert "images" in page.locator(".facts").inner_text()
+        expect(page.locator(".facts")).to_contain_text("images", use_inner_text=True)
         page.get_by_label("Type summer to remove it").fill("other")
         page.get_by_role("button", name="Remove the archive").click()
         page.get_by_text("Nothing was removed").wait_for()
@@ -176,7 +176,8 @@ def test_a_caption_is_edited_and_a_second_tab_overwrites_nothing(shop: Shop, bro
         second.get_by_role("button", name="Save the caption").click()
         second.get_by_text("was changed meanwhile").wait_for()
         page.goto(f"{shop.url}/console/archives/postcards")
-        assert page.locator("#grid script").count() == 0 and page.title() != "x"
+        expect(page.locator("#grid script")).to_have_count(0)
+        assert page.title() != "x"
         visitor.check_fits()
     assert shop.client.pictures.get("postcards", 2).caption == " ".join(HOSTILE.split())
 
@@ -194,8 +195,10 @@ def test_a_question_is_answered_with_its_evidence_and_marked(
         shop.works.set()
         page.get_by_role("button", name="✓ Right").wait_for()
         row = next(shop.client.questions.results(int(page.url.rpartition("/")[2])))
-        assert page.locator("#answer .big").inner_text() == (row.answer or "No picture of postcards answers this.")
-        assert page.locator("#answer .evidence-card").count() == len(row.evidence)
+        expect(page.locator("#answer .big")).to_have_text(
+            row.answer or "No picture of postcards answers this.", use_inner_text=True
+        )
+        expect(page.locator("#answer .evidence-card")).to_have_count(len(row.evidence))
         page.get_by_text("with the right answer").click()
         page.get_by_label("Right answer").fill("a pyramid")
         page.get_by_role("button", name="✗ Wrong").click()
@@ -212,7 +215,7 @@ def test_a_question_is_asked_with_a_picture(shop: Shop, browser: Browser, postca
         page.get_by_role("button", name="✓ Right").wait_for()
         asked = page.get_by_alt_text("the picture of the question")
         wait_for("the picture", lambda: asked.evaluate("(image) => image.naturalWidth") > 0, 60)
-        assert card.file_name in page.locator("#answer").inner_text()
+        expect(page.locator("#answer")).to_contain_text(card.file_name, use_inner_text=True)
         visitor.check_access("a question with a picture")
         visitor.expect_fault("400")
         page.get_by_label("Question").fill("")
@@ -227,8 +230,9 @@ def test_a_hostile_question_and_a_wrong_filter_are_harmless(shop: Shop, browser:
         page.get_by_label("Only pictures where").fill('caption~"><script>1</script>')
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_role("button", name="✓ Right").wait_for()
-        assert "No picture of postcards answers this." in page.locator("#answer").inner_text()
-        assert page.locator("main script").count() == 0 and page.title() != "x"
+        expect(page.locator("#answer")).to_contain_text("No picture of postcards answers this.", use_inner_text=True)
+        expect(page.locator("main script")).to_have_count(0)
+        assert page.title() != "x"
         assert (
             page.get_by_label("Only pictures where").input_value()
             == '{"caption": {"contains": "\\"><script>1</script>"}}'
@@ -256,7 +260,8 @@ def test_the_grid_scrolls_over_all_pictures_and_keeps_few(shop: Shop, browser: B
         visitor.go("/console/archives/scans")
         grid = page.locator("#grid[data-ready]")
         grid.wait_for()
-        assert page.locator("#count").inner_text() == f"{MANY:,} pictures" and page.title() != "1"
+        expect(page.locator("#count")).to_have_text(f"{MANY:,} pictures", use_inner_text=True)
+        assert page.title() != "1"
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         page.get_by_text(f"scan-{MANY:06}.jpg").wait_for()
         assert grid.locator("li").count() < 150
@@ -288,9 +293,10 @@ def test_lists_are_filtered_and_ordered_on_the_server(shop: Shop, browser: Brows
         page.locator("#count").get_by_text(f"{MANY // 100} pictures").or_(
             page.get_by_text(f"{MANY // 100} pictures")
         ).wait_for()
-        assert "scan-000007.jpg" in page.locator("#grid").inner_text()
+        expect(page.locator("#grid")).to_contain_text("scan-000007.jpg", use_inner_text=True)
         visitor.go("/console/archives/postcards?q=lighthouse")
-        assert page.locator(".grid .tile").count() > 0 and "by picture" in page.locator(".grid").inner_text()
+        expect(page.locator(".grid .tile").first).to_be_visible()
+        expect(page.locator(".grid")).to_contain_text("by picture", use_inner_text=True)
         visitor.go("/console/archives/postcards?where=nonsense")
         page.get_by_role("alert").wait_for()
         visitor.expect_fault("403")
@@ -304,14 +310,14 @@ def test_everything_can_be_read_without_scripts(shop: Shop, browser: Browser) ->
         page = visitor.page
         without_bytes(page)
         visitor.go("/console/archives/scans")
-        assert page.locator("#grid .tile").count() == 60
+        expect(page.locator("#grid .tile")).to_have_count(60)
         page.get_by_role("link", name="Next page").click()
         page.get_by_text("scan-000061.jpg").wait_for()
         visitor.go("/console/archives/postcards/pictures/3")
         page.get_by_role("link", name="Look for duplicates").click()
         page.get_by_role("heading", name="Duplicates of").wait_for()
         visitor.go(f"/console/ask/{asked}")
-        assert page.locator("#answer .big").count() == 1
+        expect(page.locator("#answer .big")).to_have_count(1)
         visitor.go("/console/archives/postcards/files")
         page.get_by_text("every picture is in the active index").wait_for()
 
@@ -320,6 +326,6 @@ def test_a_picture_is_removed_when_what_goes_with_it_was_listed(shop: Shop, brow
     with signed_in(browser, shop) as visitor:
         page = visitor.go("/console/archives/postcards/pictures/4")
         page.get_by_role("link", name="Remove this picture…").click()
-        assert "vectors" in page.locator(".facts").inner_text()
+        expect(page.locator(".facts")).to_contain_text("vectors", use_inner_text=True)
         page.get_by_role("button", name="Remove the picture").click()
         page.get_by_text("is being removed").wait_for()

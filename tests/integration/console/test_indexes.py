@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ragllava.models.profiles import RetrieverSource
 from ragllava.records import Selection
 from tests.support.api_shop import open_shop
-from tests.support.browser import visiting
+from tests.support.browser import expect, visiting
 from tests.support.postcard_gallery import listed, reindexed
 from tests.support.retriever_folders import write_retriever
 from tests.support.workshop import ARCHIVE, Workshop
@@ -36,15 +36,15 @@ def test_questions_that_would_end_otherwise_are_shown_side_by_side(
             visitor.check_fits()
         visitor.check_access()
         visitor.draw("indexes")
-        assert page.locator(".chip.bad", has_text="failed").is_visible()
+        expect(page.locator(".chip.bad", has_text="failed")).to_be_visible()
         shown = page.get_by_role("region", name=f"Questions that end otherwise with index {new.index.index_id}")
         items = shown.locator("ol.differences > li")
-        assert items.count() == len(differences)
+        expect(items).to_have_count(len(differences))
         changes = [float(chip) for chip in items.locator(".chip").all_inner_texts()]
         assert changes == sorted(changes) and changes[0] < 0, "the worse ones come first"
         worst = min(differences, key=lambda row: row["new"]["relevance"] - row["old"]["relevance"])
         first = items.first
-        assert worst["question"] in first.inner_text()
+        expect(first).to_contain_text(worst["question"], use_inner_text=True)
         for title, side in (("before", worst["old"]), (f"with index {new.index.index_id}", worst["new"])):
             told = first.locator(".side-answer").filter(has=page.get_by_role("heading", name=title)).inner_text()
             assert f"relevance {side['relevance']:.3f}" in told

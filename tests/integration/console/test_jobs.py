@@ -21,7 +21,7 @@ from ragllava.stores.archives.descriptions import NewImage
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import result_pages
 from tests.support.api_server import Front
-from tests.support.browser import Theme, visiting
+from tests.support.browser import Theme, expect, visiting
 from tests.support.console_client import reading
 from tests.support.hostile_texts import HOSTILE, HOSTILE_NAME
 from tests.support.plans import watching_rows
@@ -91,8 +91,8 @@ def test_a_person_submits_a_file_and_watches_the_job(front: Front, browser: Brow
         page.get_by_label("Drop a file here").set_input_files(file)
         checked = page.get_by_role("region", name="what is in the file")
         checked.get_by_text("the question is empty").wait_for()
-        assert checked.get_by_text("is taken by line 2").is_visible()
-        assert checked.get_by_text("<script>window.pwned = 1</script>").is_visible()
+        expect(checked.get_by_text("is taken by line 2")).to_be_visible()
+        expect(checked.get_by_text("<script>window.pwned = 1</script>")).to_be_visible()
         visitor.check_access()
         front.office.hold_up()
         page.get_by_role("button", name="Submit", exact=True).click()
@@ -101,7 +101,7 @@ def test_a_person_submits_a_file_and_watches_the_job(front: Front, browser: Brow
         page.get_by_label("leave out invalid lines").check()
         page.get_by_role("button", name="Submit", exact=True).click()
         page.wait_for_url(re.compile(r"/console/jobs/\d+$"))
-        assert page.get_by_role("status").get_by_text("has 4 questions").is_visible()
+        expect(page.get_by_role("status").get_by_text("has 4 questions")).to_be_visible()
         page.get_by_role("button", name="Pause").click()
         page.get_by_role("button", name="Resume").click()
         page.get_by_role("button", name="Pause").wait_for()
@@ -110,7 +110,7 @@ def test_a_person_submits_a_file_and_watches_the_job(front: Front, browser: Brow
         page.locator("#job .chip.completed_with_errors").wait_for()  # without a reload
         page.reload()
         page.get_by_role("link", name="failed 2").click()
-        assert page.locator(".result").count() == 2
+        expect(page.locator(".result")).to_have_count(2)
         with page.expect_download() as download:
             page.get_by_role("link", name="JSONL").click()
         lines = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
@@ -156,9 +156,9 @@ def test_the_pages_can_be_read_without_scripts(front: Front, browser: Browser, h
         page.get_by_label("Archive").select_option("stamps")
         page.get_by_role("button", name="Show").click()
         page.get_by_role("link", name=str(hostile_job), exact=True).click()
-        assert page.locator(".result").count() == len(HOSTILE)
+        expect(page.locator(".result")).to_have_count(len(HOSTILE))
         page.get_by_role("link", name="low relevance").click()
-        assert page.locator(".result").count() == len(HOSTILE)
+        expect(page.locator(".result")).to_have_count(len(HOSTILE))
         page.get_by_role("button", name="dark").click()
         page.locator('html[data-theme="dark"]').wait_for()
 
@@ -226,8 +226,10 @@ def test_answers_that_have_changed_since_another_job_are_shown(front: Front, bro
         page.get_by_role("button", name="Changed since").click()
         page.wait_for_url(f"**against={before}**")
         row = page.locator(".result")  # the first row is another question under the same custom_id
-        assert row.count() == 1 and "since-2" in row.inner_text()
-        assert f"before, in job {before}: yes" in row.inner_text() and row.locator(".answer").inner_text() == "no"
+        expect(row).to_have_count(1)
+        expect(row).to_contain_text("since-2", use_inner_text=True)
+        expect(row).to_contain_text(f"before, in job {before}: yes", use_inner_text=True)
+        expect(row.locator(".answer")).to_have_text("no", use_inner_text=True)
         visitor.check_access()
         visitor.expect_fault("400")
         foreign = front.client.questions.submit(["What?"], "coins").job_id
@@ -332,4 +334,4 @@ def test_a_large_job_needs_no_more_memory_than_a_small_one(front: Front, browser
             page.get_by_role("link", name="Next").click()
             page.wait_for_load_state()
         assert page.evaluate("performance.memory.usedJSHeapSize") < 30 * 2**20
-        assert page.get_by_text("line 151 ").is_visible()
+        expect(page.get_by_text("line 151 ")).to_be_visible()

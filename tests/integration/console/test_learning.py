@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from ragllava.records import Role
 from tests.support.api_server import Front
-from tests.support.browser import Theme, visiting
+from tests.support.browser import Theme, expect, visiting
 from tests.support.console_client import reading
 from tests.support.hostile_texts import HOSTILE, HOSTILE_NAME
 from tests.support.learning_desk import ADAPTER, Learning, add_losses, make_learning
@@ -88,7 +88,7 @@ def test_a_curve_grows_while_its_training_runs(front: Front, browser: Browser, l
     with visiting(browser, front.url) as visitor:
         visitor.sign_in(front.key("read"))
         page = visitor.go(f"/console/learning/trainings/{learning.running}")
-        assert "step 96 of 240" in page.inner_text("#curve")
+        expect(page.locator("#curve")).to_contain_text("step 96 of 240", use_inner_text=True)
         before = page.locator("#curve polyline.series-0").first.get_attribute("points") or ""
         with front.office.engine.begin() as connection:
             add_losses(connection, learning.running, 97, 150, 240)
@@ -105,21 +105,24 @@ def test_the_gate_and_the_examples_are_shown(front: Front, browser: Browser, lea
     with visiting(browser, front.url) as visitor:
         visitor.sign_in(front.key("read"))
         page = visitor.go(f"/console/learning/versions/{ADAPTER}?role=reranker")
-        assert "not better, with captions: 0.812 → 0.845 on 48 questions" in page.inner_text("main")
+        expect(page.locator("main")).to_contain_text(
+            "not better, with captions: 0.812 → 0.845 on 48 questions", use_inner_text=True
+        )
         worse = page.get_by_role("row").filter(has_text="without captions")
-        assert "-0.0491" in worse.inner_text() and "worse" in worse.inner_text()
+        expect(worse).to_contain_text("-0.0491", use_inner_text=True)
+        expect(worse).to_contain_text("worse", use_inner_text=True)
         gained = page.get_by_role("region", name="Examples gained")
-        assert gained.get_by_role("listitem").count() == 6
-        assert "0.00 → 1.00" in gained.inner_text()
+        expect(gained.get_by_role("listitem")).to_have_count(6)
+        expect(gained).to_contain_text("0.00 → 1.00", use_inner_text=True)
         gained.scroll_into_view_if_needed()
         picture = gained.locator("img").first
         picture.scroll_into_view_if_needed()
         picture.evaluate("image => image.decode()")
         assert picture.evaluate("image => image.naturalWidth") > 0
         lost = page.get_by_role("region", name="Examples lost")
-        assert lost.get_by_role("listitem").count() == 2
-        assert "Erased since: 1" in page.inner_text("main")
-        assert page.get_by_role("button", name="Promote").count() == 0  # of who may only read
+        expect(lost.get_by_role("listitem")).to_have_count(2)
+        expect(page.locator("main")).to_contain_text("Erased since: 1", use_inner_text=True)
+        expect(page.get_by_role("button", name="Promote")).to_have_count(0)  # of who may only read
 
 
 def test_a_version_is_promoted_and_rolled_back(front: Front, browser: Browser, learning: Learning) -> None:
@@ -138,25 +141,25 @@ def test_a_version_is_promoted_and_rolled_back(front: Front, browser: Browser, l
         page.on("dialog", agree)
         page.get_by_role("button", name="Promote").click()
         page.wait_for_url("**/console/learning")
-        assert "is the champion reranker" in page.inner_text("#messages")
+        expect(page.locator("#messages")).to_contain_text("is the champion reranker", use_inner_text=True)
         assert champion() == ADAPTER
         threshold = page.get_by_role("region", name="Threshold")  # it has answered nothing yet: its fit is shown
         fit = "It was fitted on 61 correct and 402 wrong candidates: precision 87.1 %, recall 90.4 %."
-        assert fit in threshold.inner_text()
-        assert threshold.locator("svg.chart polyline").count() == 3
+        expect(threshold).to_contain_text(fit, use_inner_text=True)
+        expect(threshold.locator("svg.chart polyline")).to_have_count(3)
         visitor.check_access()
         page.get_by_role("button", name="Roll back").click()
         page.wait_for_selector("#messages :text('again')")
         assert champion() == RERANKER
         assert asked == ["Its gate refused it. Make it the champion all the same?",
                          f"Make {RERANKER} the champion reranker again?"]  # fmt: skip
-        assert f"rollback of {ADAPTER}" in page.inner_text("main")
+        expect(page.locator("main")).to_contain_text(f"rollback of {ADAPTER}", use_inner_text=True)
         page.get_by_role("region", name="Reranker").get_by_role("link", name=RERANKER).click()
-        assert page.get_by_role("heading", name=RERANKER).is_visible()
+        expect(page.get_by_role("heading", name=RERANKER)).to_be_visible()
         page.go_back()
         page.get_by_role("button", name="What would it learn from?").click()
         page.wait_for_selector("#train .notice")
-        assert "20 labelled questions" in page.inner_text("#train .notice")
+        expect(page.locator("#train .notice")).to_contain_text("20 labelled questions", use_inner_text=True)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -182,19 +185,19 @@ def test_it_can_be_read_without_scripts(front: Front, browser: Browser, desk: De
     with visiting(browser, front.url, scripts=False) as visitor:
         visitor.sign_in(front.key("read"))
         page = visitor.go(f"/console/learning?archive={desk.archive}")
-        assert "74.1 %" in page.inner_text("#eta-figures")
-        assert page.locator("svg.chart polyline").count() == 3
+        expect(page.locator("#eta-figures")).to_contain_text("74.1 %", use_inner_text=True)
+        expect(page.locator("svg.chart polyline")).to_have_count(3)
         page = visitor.go(f"/console/learning/trainings/{learning.ended}")
-        assert page.locator("svg.chart polyline").count() == 3
+        expect(page.locator("svg.chart polyline")).to_have_count(3)
 
 
 def test_bound_callers_do_not_see_it(front: Front, browser: Browser, learning: Learning) -> None:
     with visiting(browser, front.url) as visitor:
         visitor.sign_in(front.key("review", ["postcards"]))
-        assert visitor.page.get_by_role("link", name="Learning").count() == 0
+        expect(visitor.page.get_by_role("link", name="Learning")).to_have_count(0)
         visitor.expect_fault("403")
         page = visitor.go("/console/learning")
-        assert "concerns all archives" in page.inner_text("main")
+        expect(page.locator("main")).to_contain_text("concerns all archives", use_inner_text=True)
 
 
 HOSTILE_ADAPTER = f"{HOSTILE_NAME}@77c1d2e1"
@@ -220,7 +223,7 @@ def test_hostile_texts_are_harmless(front: Front, browser: Browser) -> None:
             visitor.check_fits()
             assert page.evaluate("window.pwned === undefined && !document.querySelector('script:not([src])')")
             assert "\u202e" not in page.inner_text("main")
-        assert HOSTILE[0] in page.inner_text("main")
+        expect(page.locator("main")).to_contain_text(HOSTILE[0], use_inner_text=True)
         page.set_viewport_size({"width": 1400, "height": 900})
         visitor.check_access("hostile texts")
         path = f"/console/learning/versions/{quote(HOSTILE_ADAPTER, safe='')}/promote"
@@ -236,7 +239,7 @@ def test_a_preset_and_the_length_of_a_training_are_chosen(front: Front, browser:
     with visiting(browser, front.url) as visitor:
         visitor.sign_in(front.key("admin"))
         page = visitor.go("/console/learning")
-        assert page.get_by_label("Preset").input_value() == "mini"
+        expect(page.get_by_label("Preset")).to_have_value("mini")
         page.get_by_label("Preset").select_option("internvl2-2b")
         page.get_by_label("Epochs").fill("2.5")
         page.get_by_label("Steps at most").fill("7")

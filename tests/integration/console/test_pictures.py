@@ -15,7 +15,7 @@ from ragllava.client import ScheduleAction, ScheduleRequest
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import ticks
 from tests.support.api_shop import Shop, open_shop
-from tests.support.browser import DRAWING, visiting
+from tests.support.browser import DRAWING, expect, visiting
 from tests.support.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def test_answers_are_shown_with_the_pictures_that_they_rest_on(
         visitor.go(f"/console/jobs/{job}")
         page.wait_for_load_state("networkidle")
         pictures = page.locator(".result .thumb")
-        assert pictures.count() >= 8
+        expect(pictures.nth(7)).to_be_visible()
         assert pictures.first.evaluate("picture => picture.naturalWidth") > 0
         visitor.draw("job")
         page.get_by_role("link", name="Report").click()

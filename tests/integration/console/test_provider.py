@@ -26,7 +26,7 @@ from ragllava.settings import Settings
 from ragllava.stores.schema import sign_ins
 from tests.conftest import own_settings
 from tests.support.api_server import Front, open_front, serving
-from tests.support.browser import visiting
+from tests.support.browser import expect, visiting
 from tests.support.console_client import reading
 from tests.support.holding import holding
 from tests.support.oidc_provider import AUDIENCE, CLIENT, SECRET, Provider, open_provider
@@ -69,7 +69,8 @@ def test_a_person_signs_in_at_the_provider(front: Front, browser: Browser) -> No
         visitor.check_access()
         page.get_by_role("link", name="Sign in at 127.0.0.1").click()
         page.wait_for_url("**/console/jobs?open=true")
-        assert page.get_by_text("oidc ann").is_visible() and page.get_by_text("role read").is_visible()
+        expect(page.get_by_text("oidc ann")).to_be_visible()
+        expect(page.get_by_text("role read")).to_be_visible()
         assert [cookie["name"] for cookie in visitor.context.cookies()] == [SIGN_IN]
     with front.office.engine.connect() as connection:
         ends_at = connection.execute(select(sign_ins.c.ends_at)).scalar_one()

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.support.api_server import Front
-from tests.support.browser import Theme, Visitor, visiting
+from tests.support.browser import Theme, Visitor, expect, visiting
 from tests.support.review_desk import Desk, clear_reviews, make_desk
 from tests.support.waiting import wait_for
 
@@ -122,20 +122,21 @@ def test_what_keys_do(front: Front, browser: Browser, desk: Desk) -> None:
         page.keyboard.press("j")
         second = page.inner_text("form.case h2")
         page.keyboard.press("ArrowLeft")
-        assert page.inner_text("form.case h2") == first != second
+        assert first != second
+        expect(page.locator("form.case h2")).to_have_text(first, use_inner_text=True)
         page.keyboard.press("y")
         page.keyboard.press("ArrowDown")
         page.keyboard.press("n")  # of the third picture
-        assert page.locator(".candidate:has(.no input:checked)").count() == 1
+        expect(page.locator(".candidate:has(.no input:checked)")).to_have_count(1)
         page.keyboard.press("e")
         page.keyboard.type("a yellow xylophone")  # letters that are keys elsewhere
-        assert page.inner_text("form.case h2") == first
+        expect(page.locator("form.case h2")).to_have_text(first, use_inner_text=True)
         page.keyboard.press("Enter")
         settle(page)
         assert verdicts(front) == [(0, "wrong", 1, 1)]
-        assert page.inner_text("form.case h2") == second
+        expect(page.locator("form.case h2")).to_have_text(second, use_inner_text=True)
         page.keyboard.press("u")
-        assert page.inner_text("form.case h2") == first
+        expect(page.locator("form.case h2")).to_have_text(first, use_inner_text=True)
         settle(page)
         assert verdicts(front) == []
         page.keyboard.press("x")  # with what was marked before
@@ -143,7 +144,7 @@ def test_what_keys_do(front: Front, browser: Browser, desk: Desk) -> None:
         settle(page)
         assert verdicts(front) == [(0, "wrong", 1, 1), (1, None, 0, 0)]
         page.keyboard.press("x")
-        assert "Press x again" in page.inner_text("form.case .say")
+        expect(page.locator("form.case .say")).to_contain_text("Press x again")
         page.keyboard.press("?")
         page.get_by_label("Use these keys").uncheck()
         page.get_by_role("button", name="Close").click()
@@ -191,7 +192,7 @@ def test_reviewers_and_tabs_never_overwrite_each_other(front: Front, browser: Br
         # The same case in two tabs of one person, and with another person: the first who saves wins.
         case = f"&case={desk.job_id}-0"
         first, third = open_page(one, desk, case), open_page(other, desk, case)
-        assert "has this case open" in third.inner_text("form.case")
+        expect(third.locator("form.case")).to_contain_text("has this case open", use_inner_text=True)
         second = one.context.new_page()
         second.goto(f"{front.url}/console/review?archive={desk.archive}{case}")
         second.wait_for_selector("#review[data-at]")
@@ -203,7 +204,7 @@ def test_reviewers_and_tabs_never_overwrite_each_other(front: Front, browser: Br
             page.keyboard.press("y")
             page.keyboard.press("x")
             page.wait_for_selector("#outbox .notice")
-            assert f"nothing was saved: {who}" in page.inner_text("#outbox")
+            expect(page.locator("#outbox")).to_contain_text(f"nothing was saved: {who}", use_inner_text=True)
             assert page.get_by_role("link", name="Open this case").get_attribute("href")
         assert verdicts(front) == [(0, "right", 0, 0)]
 
@@ -217,7 +218,7 @@ def test_what_was_said_is_never_lost(front: Front, browser: Browser, desk: Desk)
         for _ in range(4):
             page.keyboard.press("a")
         page.wait_for_selector("#outbox .notice")
-        assert "4 reviews wait and will be sent again" in page.inner_text("#outbox")
+        expect(page.locator("#outbox")).to_contain_text("4 reviews wait and will be sent again", use_inner_text=True)
         asked: list[str] = []
 
         def stay(dialog: Dialog) -> None:
@@ -258,10 +259,10 @@ def test_second_opinions_show_agreement(front: Front, browser: Browser, desk: De
                 page.keyboard.press(key)
         settle(page)
         page = open_page(other, desk)
-        assert "agreement 66.7 %" in page.inner_text("#review-progress")
-        assert "of 3 answers" in page.inner_text("#review-progress")
-        assert "1 disagreement" in page.inner_text("#review-progress")
-        assert page.locator(".opinions").count() == 0  # of a case that nobody has labelled
+        expect(page.locator("#review-progress")).to_contain_text("agreement 66.7 %", use_inner_text=True)
+        expect(page.locator("#review-progress")).to_contain_text("of 3 answers", use_inner_text=True)
+        expect(page.locator("#review-progress")).to_contain_text("1 disagreement", use_inner_text=True)
+        expect(page.locator(".opinions")).to_have_count(0)  # of a case that nobody has labelled
         page.get_by_text("1 disagreement").click()
         page.locator("#review-progress details a").click()
         page.wait_for_url("**case=**")
@@ -272,7 +273,7 @@ def test_second_opinions_show_agreement(front: Front, browser: Browser, desk: De
         page.set_viewport_size({"width": 390, "height": 900})
         other.check_fits()
         key = f"{desk.job_id}-{front.client.reviewing.next(desk.archive, 'x')[0].question.question_no}"
-        assert one.go(f"/console/review?archive={desk.archive}&case={key}").locator(".opinions").count() == 0
+        expect(one.go(f"/console/review?archive={desk.archive}&case={key}").locator(".opinions")).to_have_count(0)
 
 
 def test_without_scripts_one_case_after_another(front: Front, browser: Browser, desk: Desk) -> None:
@@ -284,11 +285,11 @@ def test_without_scripts_one_case_after_another(front: Front, browser: Browser, 
         page.get_by_label("The right answer").fill("an elephant")
         page.get_by_role("button", name="Wrong").click()
         page.wait_for_url("**/console/review?*")
-        assert "Saved as wrong." in page.inner_text("#messages")
+        expect(page.locator("#messages")).to_contain_text("Saved as wrong.", use_inner_text=True)
         assert page.inner_text("form.case h2") != first
         assert verdicts(front) == [(0, "wrong", 0, 1)]
         page.get_by_role("button", name="Undo").click()
-        assert "undone" in page.inner_text("#messages")
+        expect(page.locator("#messages")).to_contain_text("undone")
         assert page.inner_text("form.case h2") == first and verdicts(front) == []
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.api_server import Front
-from tests.support.browser import Theme, visiting
+from tests.support.browser import Theme, expect, visiting
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -71,7 +71,7 @@ def test_the_navigation_is_folded_on_a_phone(front: Front, browser: Browser) -> 
     with visiting(browser, front.url, width=390, height=800) as visitor:
         visitor.sign_in(front.key("read"))
         page = visitor.page
-        assert not page.get_by_role("link", name="Jobs", exact=True).is_visible()
+        expect(page.get_by_role("link", name="Jobs", exact=True)).not_to_be_visible()
         page.get_by_text("Menu", exact=True).click()
         page.get_by_role("link", name="Jobs", exact=True).click()
         page.wait_for_url("**/console/jobs")

@@ -52,37 +52,33 @@ def test_pictures_alone_come_in_the_order_of_their_distance() -> None:
 
 def test_evidence_that_its_caption_names_suffices() -> None:
     left = [picture(0), named(1, 0.7)]
-    assert is_done([named(2, 1.0, relevance=0.8)], left, ETA, TOP_N)
-    assert not is_done([named(2, 1.0, relevance=0.4)], left, ETA, TOP_N)
+    assert is_done([named(2, 1.0, relevance=0.8)], left, ETA)
+    assert not is_done([named(2, 1.0, relevance=0.4)], left, ETA)
 
 
 def test_a_caption_that_names_the_thing_as_well_must_be_looked_at() -> None:
-    assert not is_done([named(2, 0.7, relevance=0.8)], [named(1, 0.7)], ETA, TOP_N)
-    assert is_done([named(2, 0.7, relevance=0.8)], [named(1, 0.6)], ETA, TOP_N)
+    assert not is_done([named(2, 0.7, relevance=0.8)], [named(1, 0.7)], ETA)
+    assert is_done([named(2, 0.7, relevance=0.8)], [named(1, 0.6)], ETA)
 
 
 def test_an_image_without_a_caption_could_be_the_better_one() -> None:
     reranked, bare = [named(2, 1.0, relevance=0.8)], picture(0, caption=None)
-    assert not is_done(reranked, [picture(1), bare], ETA, TOP_N)
-    assert is_done([*reranked, replace(bare, relevance=0.1)], [picture(1)], ETA, TOP_N)
+    assert not is_done(reranked, [picture(1), bare], ETA)
+    assert is_done([*reranked, replace(bare, relevance=0.1)], [picture(1)], ETA)
 
 
 def test_each_thing_needs_evidence_of_its_own() -> None:
     first, second, left = named(1, 1.0, 0.0, relevance=0.9), named(2, 0.0, 1.0, relevance=0.2), [picture(0)]
-    assert not is_done([first, second], left, ETA, TOP_N)
-    assert is_done([first, replace(second, relevance=0.6)], left, ETA, TOP_N)
+    assert not is_done([first, second], left, ETA)
+    assert is_done([first, replace(second, relevance=0.6)], left, ETA)
 
 
-def test_evidence_of_pictures_alone_suffices_only_if_it_is_complete_and_sure() -> None:
-    left = [picture(9)]
-    assert not is_done([picture(0, 0.99)], left, ETA, TOP_N)
-    assert not is_done([picture(0, 0.99), picture(1, 0.97)], left, ETA, TOP_N)
-    assert is_done([picture(0, 0.99), picture(1, 0.985)], left, ETA, TOP_N)
-    assert is_done([picture(0, 0.99)], left, ETA, 1)
+def test_where_nothing_is_named_no_relevance_suffices() -> None:
+    assert not is_done([picture(0, 1.0), picture(1, 1.0)], [picture(9)], ETA)
 
 
 def test_nothing_is_left_after_the_last_wave() -> None:
-    assert is_done([picture(0, 0.1)], [], ETA, TOP_N)
+    assert is_done([picture(0, 0.1)], [], ETA)
 
 
 def test_a_limit_says_whether_it_took_a_part_of_a_wave() -> None:
@@ -97,17 +93,17 @@ def test_a_limit_says_whether_it_took_a_part_of_a_wave() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "shares", "most", "cut_to"),
+    ("depth", "are_named", "most", "cut_to"),
     [
-        (Depth.FIXED, (), 2, 2),
-        (Depth.FIXED, (), 6, None),
-        (Depth.NEED, (1.0,), 2, 2),  # all six are in the first wave
-        (Depth.NEED, (), 4, None),  # the first wave is whole, and sure
-        (Depth.NEED, (), 3, 3),
+        (Depth.FIXED, 0, 2, 2),
+        (Depth.FIXED, 0, 6, None),
+        (Depth.NEED, 6, 2, 2),  # all six are in the first wave
+        (Depth.NEED, 2, 2, None),  # the first wave is whole, and has evidence
+        (Depth.NEED, 0, 4, 4),  # nothing is named
     ],
 )
 def test_evidence_from_a_part_of_a_wave_counts_as_cut(
-    monkeypatch: pytest.MonkeyPatch, depth: Depth, shares: tuple[float, ...], most: int, cut_to: int | None
+    monkeypatch: pytest.MonkeyPatch, depth: Depth, are_named: int, most: int, cut_to: int | None
 ) -> None:
     relevances = dict(enumerate((0.985, 0.985, 0.99, 0.999, 0.999, 0.4), start=1))
 
@@ -116,7 +112,7 @@ def test_evidence_from_a_part_of_a_wave_counts_as_cut(
             scores[row, candidate.image.image_id] = Relevance(relevances[candidate.image.image_id])
 
     monkeypatch.setattr(pipeline, "_score", score)
-    candidates = [named(rank, *shares) if shares else picture(rank) for rank in range(6)]
+    candidates = [named(rank, 1.0) if rank < are_named else picture(rank) for rank in range(6)]
     tools: Any = SimpleNamespace(threshold=ETA, options=AnswerOptions(top_n=TOP_N, depth=depth))
     [result] = pipeline.rerank([Question(0, 1, "0", "where?")], [candidates], tools, most=most)
     assert result.cut_to == cut_to
