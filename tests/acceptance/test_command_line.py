@@ -141,7 +141,7 @@ def test_the_answers_rest_on_the_pictures_that_were_asked_about(answers: list[di
     for row in answers:
         models = {"index", "reranker", "generator", "prompt", "threshold", "retrieval", "depth"}
         assert row["models"].keys() == models
-        assert (row["models"]["retrieval"], row["models"]["depth"]) == ("hybrid-1", "need-1")
+        assert (row["models"]["retrieval"], row["models"]["depth"]) == ("hybrid-1", "need-2")
         assert all(shown["relevance"] >= row["models"]["threshold"] for shown in row["evidence"])
 
 
