@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Connection
 
+from ragllava.errors import Rejection, RejectionClass
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import JobKind
@@ -40,10 +41,20 @@ def scans(front: Front) -> str:
     return "scans"
 
 
+def _damaged(reason: str) -> Rejection:
+    return Rejection(RejectionClass.DAMAGED, reason)
+
+
 def _fill(connection: Connection) -> None:
     archive_id = archive.get_archive(connection, "scans").archive_id
-    broken = [SourceFile(f"{number}/{text}", f"file:///{number}", rejected=text) for number, text in enumerate(HOSTILE)]
-    broken += [SourceFile(f"{LONG}/{n:03}.png", f"file:///empty/{n}", rejected="the file is empty") for n in range(200)]
+    broken = [
+        SourceFile(f"{number}/{text}", f"file:///{number}", rejected=_damaged(text))
+        for number, text in enumerate(HOSTILE)
+    ]
+    broken += [
+        SourceFile(f"{LONG}/{n:03}.png", f"file:///empty/{n}", rejected=_damaged("the file is empty"))
+        for n in range(200)
+    ]
     cut = SourceFile("cut.png", "file:///cut")
     job_id, _ = control.create(
         connection, NewJob(JobKind.INGEST, archive_id, {}, total=len(broken) + 1, per_shard=1_000)
