@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 from PIL import Image
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, select, text
 
 import migrations
 from ragllava.client import Client
@@ -58,6 +58,8 @@ SIZES = {
 }
 ASKED = "asked"  # the archive of the questions
 STAGES = {JobKind.ANSWER: answer_stage, JobKind.INGEST: ingest_stage}
+# A slow machine may need more time between two snapshots than idle transactions have.
+_UNLIMITED = text("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 class Killed(BaseException):
@@ -85,6 +87,7 @@ class Allowed:
             def commit(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
                 def held(connection: Connection) -> T:
                     result = work(connection, *args, **kwargs)
+                    connection.execute(_UNLIMITED)
                     wait(kind)
                     return result
 
