@@ -23,7 +23,7 @@ from ragllava.client import Client
 from ragllava.jobs.views import JobView
 from ragllava.postcards.archive import PostcardArchive, draw_archive, write_archive
 from tests.support.strangers import flood, needs_namespaces, needs_root
-from tests.support.terminal import Terminal, Typed, running_system, terminal
+from tests.support.terminal import Terminal, Typed, ended, running_system, terminal
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
@@ -141,7 +141,7 @@ def test_the_answers_rest_on_the_pictures_that_were_asked_about(answers: list[di
     for row in answers:
         models = {"index", "reranker", "generator", "prompt", "threshold", "retrieval", "depth"}
         assert row["models"].keys() == models
-        assert (row["models"]["retrieval"], row["models"]["depth"]) == ("hybrid-1", "need-1")
+        assert (row["models"]["retrieval"], row["models"]["depth"]) == ("hybrid-1", "need-2")
         assert all(shown["relevance"] >= row["models"]["threshold"] for shown in row["evidence"])
 
 
@@ -267,10 +267,10 @@ def test_ctrl_c_while_waiting_leaves_the_job_running(shell: Terminal, client: Cl
         # By the time that a worker has answered something, the command that submitted it has long begun to wait.
         wait_for("the new job to begin", lambda: _has_begun(client.jobs.list()[0], newest), 60)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        typed = ended(process, 30.0)
     job = client.jobs.list()[0].job_id
-    assert (process.returncode, out) == (130, "")
-    assert err == f"job {job} keeps running in the background; `ragllava jobs show {job}` shows its progress\n"
+    assert (typed.code, typed.out) == (130, "")
+    assert typed.err == f"job {job} keeps running in the background; `ragllava jobs show {job}` shows its progress\n"
     assert not client.jobs.get(job).is_final
     client.jobs.cancel(job)
 

@@ -103,7 +103,7 @@ class Terminal:
                     main()
                 except SystemExit as end:
                     code = int(end.code or 0)
-        return Typed(code, out.getvalue(), err.getvalue())
+        return Typed(code, out.getvalue(), without_progress(err.getvalue()))
 
     def call_well(self, *words: str) -> str:
         """As `do`, in this process."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 POLL_S = 0.02
 _PAUSES = 9.0  # times what a look has computed: looking must not slow down what is waited for
+_LONGEST_PAUSE_S = 0.5  # what lasts for a moment only must not be slept over
 
 
 def wait_for(event: str, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
@@ -15,5 +16,5 @@ def wait_for(event: str, condition: Callable[[], bool], timeout_s: float = 120.0
     before = time.thread_time()
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for: {event}"
-        time.sleep(max(POLL_S, _PAUSES * (time.thread_time() - before)))
+        time.sleep(min(_LONGEST_PAUSE_S, max(POLL_S, _PAUSES * (time.thread_time() - before))))
         before = time.thread_time()

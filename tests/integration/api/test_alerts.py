@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ from tests.support.foreign_bucket import make_bucket
 from tests.support.maintenance_tasks import a_training, do, execute
 from tests.support.metrics_page import RULES
 from tests.support.picture_files import encoded, quadrants
-from tests.support.prometheus_server import Prometheus, free_port, running_prometheus
+from tests.support.prometheus_server import Prometheus, running_prometheus
 from tests.support.waiting import wait_for
 from tests.support.workshop import ARCHIVE, Workshop
 
@@ -82,6 +83,7 @@ class Server:
 
     client: Client
     proxy: Proxy
+    port: socket.socket  # bound until it serves, so that no other process takes the port of its target meanwhile
     running: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -89,6 +91,7 @@ class Server:
         return f"127.0.0.1:{self.client.settings.metrics_port}"
 
     def start(self) -> None:
+        self.port.close()
         self.running.enter_context(serving_metrics(self.client.settings, self.client.metrics.read, kept_s=0.1))
 
     def stop(self) -> None:
@@ -99,14 +102,16 @@ class Server:
 def server_behind_proxy(settings: Settings) -> Iterator[Server]:
     url = make_url(str(settings.api_database()))
     upstream = Path(str(url.query["host"])) / PostgresService.socket_name
-    with tempfile.TemporaryDirectory(prefix="ragllava-tests-") as folder:  # a path that is short enough for a socket
+    # A path that is short enough for a socket.
+    with tempfile.TemporaryDirectory(prefix="ragllava-tests-") as folder, socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
         there = url.update_query_dict({"host": folder}).render_as_string(hide_password=False)
-        own = settings.model_copy(update={"api_database_url": SecretStr(there), "metrics_port": free_port()})
+        own = settings.model_copy(update={"api_database_url": SecretStr(there), "metrics_port": port.getsockname()[1]})
         with (
             closing(Proxy(Path(folder) / upstream.name, upstream)) as proxy,
             Client(own, name="metrics", for_tenants=True) as client,
         ):
-            server = Server(client, proxy)
+            server = Server(client, proxy, port)
             yield server
             server.stop()
 

@@ -15,6 +15,7 @@ from tests.support.console_client import reading
 from tests.support.hostile_texts import HOSTILE, HOSTILE_NAME
 from tests.support.learning_desk import ADAPTER, Learning, add_losses, make_learning
 from tests.support.review_desk import RERANKER, Desk, make_desk
+from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page
@@ -80,7 +81,7 @@ def test_the_threshold_is_dragged_by_finger(front: Front, browser: Browser, lear
     for kind, share in (("touchStart", 0.5), ("touchMove", 0.6), ("touchMove", 0.8), ("touchEnd", None)):
         touched = [] if share is None else [{"x": box["x"] + share * box["width"], "y": y}]
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touched})
-    assert abs(float(page.inner_text("#eta-value")) - 0.8) < 0.011
+    wait_for("the threshold under the finger", lambda: abs(float(page.inner_text("#eta-value")) - 0.8) < 0.011)
     context.close()
 
 

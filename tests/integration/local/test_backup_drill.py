@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 from PIL import Image
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, select, text
 
 import migrations
 from ragllava.client import Client
@@ -38,6 +38,7 @@ from ragllava.stores.schema import jobs, shards
 from tests.support.ingest_runs import changed, queue_pictures
 from tests.support.run_command import Run, runner
 from tests.support.saved_systems import problems
+from tests.support.waiting import wait_for
 from tests.support.workshop import Stage, Workshop, open_workshop, stages_replaced
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ SIZES = {
 }
 ASKED = "asked"  # the archive of the questions
 STAGES = {JobKind.ANSWER: answer_stage, JobKind.INGEST: ingest_stage}
+# A slow machine may need more time between two snapshots than idle transactions have.
+_UNLIMITED = text("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 class Killed(BaseException):
@@ -84,6 +87,7 @@ class Allowed:
             def commit(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
                 def held(connection: Connection) -> T:
                     result = work(connection, *args, **kwargs)
+                    connection.execute(_UNLIMITED)
                     wait(kind)
                     return result
 
@@ -208,6 +212,16 @@ def kill_services(services: LocalServices) -> None:
     services.stop()
 
 
+def remove_home(home: Path) -> None:
+    """Delete it, although what a killed Postgres has left running may still write there for a moment."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(home, ignore_errors=True)
+        return not home.exists()
+
+    wait_for("the home to be deleted", is_gone)
+
+
 def answers_of(rows: Sequence[ResultRow]) -> list[tuple[Any, ...]]:
     """Of each question what it ended with, and the names, captions and relevances of its evidence."""
     return [
@@ -259,7 +273,7 @@ def lose_everything(
             assert all(isinstance(worker.exception(), Killed) for worker in workers)
     finally:
         kill_services(services)
-        shutil.rmtree(home)
+        remove_home(home)
     return Lost(answers, open_jobs, outcomes)
 
 

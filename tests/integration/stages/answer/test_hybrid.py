@@ -415,8 +415,8 @@ def test_result_files_say_how_evidence_was_found(
         cells = list(csv.DictReader(file))
     by_caption = 0
     for line, cell, row in zip(lines, cells, hybrid, strict=True):
-        assert (line["models"]["retrieval"], line["models"]["depth"]) == ("hybrid-1", "need-1")
-        assert (cell["model_retrieval"], cell["model_depth"]) == ("hybrid-1", "need-1")
+        assert (line["models"]["retrieval"], line["models"]["depth"]) == ("hybrid-1", "need-2")
+        assert (cell["model_retrieval"], cell["model_depth"]) == ("hybrid-1", "need-2")
         for number, (shown, candidate) in enumerate(zip(line["evidence"], row.evidence, strict=True), start=1):
             by_caption += candidate.origin is Origin.CAPTION
             rank = None if candidate.caption_rank is None else candidate.caption_rank + 1

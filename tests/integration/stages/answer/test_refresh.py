@@ -305,7 +305,7 @@ def test_candidates_of_captions_are_taken_over_with_how_they_were_found(by_name:
     for old, new in zip(before, after, strict=True):
         assert new.candidates == old.candidates, "with origin, ranks and scores"
         assert new.models == old.models and new.models is not None
-        assert (new.models["retrieval"], new.models["depth"]) == ("hybrid-1", "need-1")
+        assert (new.models["retrieval"], new.models["depth"]) == ("hybrid-1", "need-2")
 
 
 def test_a_caption_that_names_the_thing_now_finds_another_picture(by_name: Gallery) -> None:
