@@ -24,7 +24,8 @@ demo: setup  ## end to end: services, 1,000 pictures, 200 questions, report.html
 	$(BIN)/ragllava demo
 
 test: setup  ## all tests, on real Postgres, Redis and S3
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/unit tests/integration
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/acceptance
 
 chaos: setup  ## 3,000 questions while everything is killed, frozen, cut off and filled: at most 8 minutes
 	$(BIN)/python -m tests.chaos --seed 1 --questions 3000 --minutes 8
