@@ -2,7 +2,8 @@
 
 A key is trusted for as long as the settings say, then all are fetched again, and one that the provider has withdrawn is
 refused. While the provider does not answer, keys are trusted for as long once more, and then not at all. An unknown key
-is looked for every 30 s at most, whoever sends tokens with made-up ids.
+is looked for every 30 s at most, whoever sends tokens with made-up ids. Only while no key at all is trusted, the
+provider is asked for each token, by one thread at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from http.client import HTTPException
 from time import monotonic
 from typing import Any
 
@@ -55,7 +57,7 @@ class ProviderKeys:
         age_s = monotonic() - self._answered_at
         if key_id in self._keys and age_s < self._kept_s:
             return False
-        if self._problem is not None and not self._trusts(key_id):
+        if self._problem is not None and age_s >= 2 * self._kept_s:  # no key is trusted, so everybody waits for one
             return True
         return monotonic() - self._asked_at >= _AGAIN_S
 
@@ -81,6 +83,6 @@ class ProviderKeys:
             published = jwt.PyJWKClient(address, cache_jwk_set=False, timeout=_TIMEOUT_S).get_jwk_set().keys
         except jwt.PyJWKSetError:  # an answer without a usable key
             return {}
-        except (jwt.PyJWKClientError, OSError, ValueError) as error:
+        except (jwt.PyJWKClientError, HTTPException, OSError, ValueError) as error:
             raise ServiceUnavailable(f"{address} cannot be read: {error}") from error
         return {str(key.key_id): key for key in published if key.key_id and key.public_key_use in ("sig", None)}
