@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from http.client import HTTPException
 from time import monotonic
 from typing import Any
 
@@ -83,6 +82,6 @@ class ProviderKeys:
             published = jwt.PyJWKClient(address, cache_jwk_set=False, timeout=_TIMEOUT_S).get_jwk_set().keys
         except jwt.PyJWKSetError:  # an answer without a usable key
             return {}
-        except (jwt.PyJWKClientError, HTTPException, OSError, ValueError) as error:
+        except (jwt.PyJWKClientError, OSError, ValueError) as error:
             raise ServiceUnavailable(f"{address} cannot be read: {error}") from error
         return {str(key.key_id): key for key in published if key.key_id and key.public_key_use in ("sig", None)}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jwt
@@ -177,22 +175,6 @@ def test_keys_of_a_provider_that_does_not_answer_are_trusted_for_as_long_once_mo
         reader.read(token)
     provider.hides_keys = False
     assert reader.read(token).subject == "ann"
-
-
-def test_who_does_not_speak_http_does_not_answer() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as threads:
-
-        def answer() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(65_536)
-                connection.sendall(b"SSH-2.0-other\r\n")
-
-        answered = threads.submit(answer)
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}/keys"
-        with pytest.raises(ServiceUnavailable, match="SSH-2"):
-            ProviderKeys(lambda: address, 60.0).get("one")
-        answered.result()
 
 
 def test_of_those_who_wait_for_the_keys_one_asks(
