@@ -104,6 +104,15 @@ class GapReason(StrEnum):
     LOST = "lost"  # it had one
 
 
+class MailingState(StrEnum):
+    """What became of a notice of an event for a target."""
+
+    WAITING = "waiting"
+    SENDING = "sending"  # the receiver may have it already
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
 class TaskStatus(StrEnum):
     """How a maintenance task ended."""
 

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import ROW_ID, Commands, as_time, connected, json_option, print_rows
+from ragllava.cli.options import ROW_ID, Commands, EnumChoice, as_time, connected, json_option, print_rows
 from ragllava.cli.terminal import echo
+from ragllava.records import MailingState
 
 if TYPE_CHECKING:
     from ragllava.client import MailingView
-
-_STATES = ("waiting", "sending", "delivered", "given_up")
 
 
 @click.group(cls=Commands)
@@ -21,22 +20,21 @@ def mailings() -> None:
 
 
 @mailings.command("list")
-@click.option("--state", type=click.Choice(_STATES), help="Only those in this state.")
+@click.option("--state", type=EnumChoice(MailingState), help="Only those in this state.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="At most so many.")
 @json_option
-def list_mailings(state: str | None, limit: int, as_json: bool) -> None:
+def list_mailings(state: MailingState | None, limit: int, as_json: bool) -> None:
     """The newest mails and webhooks: what became of them, and the error of the last attempt."""
-    from ragllava.client import MailingState
 
     def cells(view: MailingView) -> tuple[object, ...]:
         when = f"next try {as_time(view.next_try_at)}" if view.next_try_at else as_time(view.delivered_at)
         return view.mailing_id, view.event, view.job_id, view.target, view.state, view.attempts, when, view.error
 
     with connected() as client:
-        views = client.system.mailings(limit, MailingState(state) if state else None)
+        views = client.system.mailings(limit, state)
     columns = ("id", "event", "job", "to", "state", "tries", "when", "last error")
     none = "nothing was sent, and nothing waits; RAGLLAVA_NOTIFY_RULES says who is told of what"
-    print_rows(views, columns, map(cells, views), as_json, none=f"no mailing is {state}" if state else none)
+    print_rows(views, columns, map(cells, views), as_json, none=f"no mailing is {state.value}" if state else none)
 
 
 @mailings.command()

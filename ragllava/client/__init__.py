@@ -44,6 +44,7 @@ from ragllava.records import (
     Depth,
     FoundImage,
     JobKind,
+    MailingState,
     Priority,
     Retrieval,
     Role,
@@ -103,7 +104,7 @@ from ragllava.stores.learning.reviewing import QueueFilter, SaidOpinion
 from ragllava.stores.learning.trainings import StepLoss, TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.faults import Fault
-from ragllava.stores.maintenance.notices import MailingState, MailingView
+from ragllava.stores.maintenance.notices import MailingView
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest

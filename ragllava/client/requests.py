@@ -16,7 +16,7 @@ from ragllava.filters import parse_where
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.json_records import from_json, to_json
 from ragllava.records import AnswerOptions, FoundImage, Question, RequestStatus, Retrieval, StoredImage
-from ragllava.stages.answer.asked_pictures import CountBytes, put_picture
+from ragllava.stages.answer.asked_pictures import CountBytes, put_pictures
 from ragllava.stages.answer.estimating import TimedSample
 from ragllava.stages.answer.submit import check_options
 from ragllava.stages.requests.scoring import ScorePair, ScoreRequest, Scores
@@ -118,17 +118,20 @@ class Requests(Namespace):
             raise NotFound(f"there is no image {missing[0]}")
         return {image_id: Document(image.caption, image.sha256) for image_id, image in images.items()}
 
-    def store_picture(self, data: bytes, count_bytes: CountBytes | None = None) -> Document:
-        """Put the bytes of a picture into the object store for a request, for an hour; `count_bytes` as in
-        `Questions.submit`.
+    def store_pictures(self, pictures: Sequence[bytes], count_bytes: CountBytes | None = None) -> list[Document]:
+        """Put pictures, each as its bytes, into the object store for a request, for an hour; `count_bytes` as in
+        `Questions.submit`, once for all of them.
 
-        Raises UsageError for too many bytes. Whether they are a picture, the worker finds out.
+        Raises UsageError for too many bytes of one; then nothing is stored. Whether they are pictures, the worker finds
+        out.
         """
-        if len(data) > MAX_BYTES:
-            raise UsageError(f"a picture may have at most {MAX_BYTES:,} bytes, and this one has {len(data):,}")
-        sha256 = hashlib.sha256(data).hexdigest()
-        put_picture(self._connections.engine, self._connections.objects, sha256, data, count_bytes)
-        return Document(sha256=sha256)
+        too_large = next((data for data in pictures if len(data) > MAX_BYTES), None)
+        if too_large is not None:
+            raise UsageError(f"a picture may have at most {MAX_BYTES:,} bytes, and one has {len(too_large):,}")
+        hashes = [hashlib.sha256(data).hexdigest() for data in pictures]
+        by_hash = dict(zip(hashes, pictures, strict=True))
+        put_pictures(self._connections.engine, self._connections.objects, by_hash, count_bytes)
+        return [Document(sha256=sha256) for sha256 in hashes]
 
     def _run(
         self, operation: Operation, body: Mapping[str, Any], archive_id: int | None, timeout_s: float

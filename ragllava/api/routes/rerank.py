@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response
@@ -200,7 +200,9 @@ def _prepare(call: Call[NoQuery, Any], pairs: Sequence[tuple[str, Parsed]]) -> t
     with call.client.access.admitted(call.principal):  # how many are waiting at the same time is limited
         requests = call.client.requests
         stored = requests.stored_documents([said.image_id for _, said in pairs if said.image_id is not None])
-        return archive_id, [_document(call, said, stored) for _, said in pairs]
+        sent = [said.picture for _, said in pairs if said.picture is not None]
+        kept = iter(requests.store_pictures(sent, call.client.access.count_bytes(call.principal)))
+        return archive_id, [_document(said, stored, kept) for _, said in pairs]
 
 
 def _archive_id(call: Call[NoQuery, Any]) -> int | None:
@@ -214,13 +216,11 @@ def _archive_id(call: Call[NoQuery, Any]) -> int | None:
     return min(call.principal.archives)
 
 
-def _document(call: Call[NoQuery, Any], said: Parsed, stored: dict[int, Document]) -> Document:
+def _document(said: Parsed, stored: Mapping[int, Document], kept: Iterator[Document]) -> Document:
+    """`kept` are the pictures that were sent, in order."""
     if said.image_id is not None:
         return stored[said.image_id]
-    if said.picture is None:
-        return Document(said.text)
-    kept = call.client.requests.store_picture(said.picture, call.client.access.count_bytes(call.principal))
-    return Document(said.text, kept.sha256)
+    return Document(said.text, None if said.picture is None else next(kept).sha256)
 
 
 def _echo(parsed: Parsed) -> TextDocument | None:

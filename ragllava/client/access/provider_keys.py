@@ -2,7 +2,8 @@
 
 A key is trusted for as long as the settings say, then all are fetched again, and one that the provider has withdrawn is
 refused. While the provider does not answer, keys are trusted for as long once more, and then not at all. An unknown key
-is looked for every 30 s at most, whoever sends tokens with made-up ids.
+is looked for every 30 s at most, whoever sends tokens with made-up ids. Only while no key at all is trusted, the
+provider is asked for each token, by one thread at a time.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class ProviderKeys:
         age_s = monotonic() - self._answered_at
         if key_id in self._keys and age_s < self._kept_s:
             return False
-        if self._problem is not None and not self._trusts(key_id):
+        if self._problem is not None and age_s >= 2 * self._kept_s:  # no key is trusted, so everybody waits for one
             return True
         return monotonic() - self._asked_at >= _AGAIN_S
 

@@ -98,7 +98,7 @@ class AskedPictures:
         """As `store`, for the bytes of a picture."""
         sha256 = _checked(data)
         if sha256 not in self._stored:
-            put_picture(self.engine, self.objects, sha256, data, self.count_bytes)
+            put_pictures(self.engine, self.objects, {sha256: data}, self.count_bytes)
             self._stored.add(sha256)
         return sha256
 
@@ -113,10 +113,10 @@ class AskedPictures:
             waiting: dict[str, bytes] = {}
 
             def put_waiting() -> None:
-                for sha256 in self._note(waiting) if waiting else ():
+                for sha256 in _note(self.engine, waiting, self.count_bytes):
                     if len(running) == _HELD - _NOTED_AT_ONCE:  # so few are in memory
                         running.popleft().result()
-                    running.append(threads.submit(copy_context().run, self._put, sha256, waiting[sha256]))
+                    running.append(threads.submit(copy_context().run, _put, self.objects, sha256, waiting[sha256]))
                 waiting.clear()
 
             def store(address: str) -> str:
@@ -150,14 +150,6 @@ class AskedPictures:
         has_room = len(self._ahead) < _HELD_AHEAD  # those of lines that are rejected are never taken
         if has_room and self._fetched + len(self._ahead) < MAX_REMOTE and self._fetching_s <= MAX_REMOTE_S:
             self._ahead[address] = self._fetchers.submit(self.remote.fetch, address, MAX_PICTURE_BYTES)
-
-    def _note(self, pictures: Mapping[str, bytes]) -> set[str]:
-        """Note these contents as the caller's; returns those to put. Raises QuotaExceeded."""
-        noted = [NewBlob(sha256, len(data), _MEDIA_TYPE) for sha256, data in pictures.items()]
-        return in_transaction(self.engine, _announce, noted, self.count_bytes)
-
-    def _put(self, sha256: str, data: bytes) -> None:
-        self.objects.put(content_key(sha256), data, _MEDIA_TYPE)
 
     def _read(self, address: str) -> bytes:
         scheme = address.partition(":")[0].lower() if ":" in address[:10] else ""
@@ -213,12 +205,25 @@ class AskedPictures:
         return read_picture_file(path)
 
 
-def put_picture(
-    engine: Engine, objects: ObjectStore, sha256: str, data: bytes, count_bytes: CountBytes | None = None
+def put_pictures(
+    engine: Engine, objects: ObjectStore, pictures: Mapping[str, bytes], count_bytes: CountBytes | None = None
 ) -> None:
-    """Put a picture into the store, lent to the session's caller. Raises QuotaExceeded, and then has put nothing."""
-    if in_transaction(engine, _announce, [NewBlob(sha256, len(data), _MEDIA_TYPE)], count_bytes):
-        objects.put(content_key(sha256), data, _MEDIA_TYPE)
+    """Put pictures, by their sha256, into the store, lent to the session's caller. Raises QuotaExceeded, and then has
+    put nothing."""
+    for sha256 in _note(engine, pictures, count_bytes):
+        _put(objects, sha256, pictures[sha256])
+
+
+def _note(engine: Engine, pictures: Mapping[str, bytes], count_bytes: CountBytes | None) -> set[str]:
+    """Note these contents as the caller's, in one transaction; returns those to put. Raises QuotaExceeded."""
+    if not pictures:
+        return set()
+    noted = [NewBlob(sha256, len(data), _MEDIA_TYPE) for sha256, data in pictures.items()]
+    return in_transaction(engine, _announce, noted, count_bytes)
+
+
+def _put(objects: ObjectStore, sha256: str, data: bytes) -> None:
+    objects.put(content_key(sha256), data, _MEDIA_TYPE)
 
 
 def _announce(connection: Connection, new: Sequence[NewBlob], count_bytes: CountBytes | None) -> set[str]:

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, case, func, select, text, upda
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import Conflict, NotFound
+from ragllava.records import MailingState
 from ragllava.stores.database import equals_any, record, records, seconds
 from ragllava.stores.schema import archives, mailings, notices
 
@@ -29,15 +30,6 @@ class NoticeEvent(StrEnum):
     TRAINING_REFUSED = "training_refused"
     GAP_FOUND = "gap_found"
     DISK_LOW = "disk_low"
-
-
-class MailingState(StrEnum):
-    """What became of a notice for a target."""
-
-    WAITING = "waiting"
-    SENDING = "sending"  # the receiver may have it already
-    DELIVERED = "delivered"
-    GIVEN_UP = "given_up"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Connection, Engine, text
 
+from ragllava.errors import QuotaExceeded
 from ragllava.settings import Settings
-from ragllava.stages.answer.asked_pictures import let_pictures_go, put_picture
+from ragllava.stages.answer.asked_pictures import let_pictures_go, put_pictures
 from ragllava.stores.access import asked_pictures
 from ragllava.stores.access.usage import stored_bytes
 from ragllava.stores.archives import archive, blobs
@@ -31,7 +32,7 @@ def engine(settings: Settings) -> Iterator[Engine]:
 
 def put(engine: Engine, objects: ObjectStore, data: bytes) -> str:
     sha256 = hashlib.sha256(data).hexdigest()
-    put_picture(engine, objects, sha256, data)
+    put_pictures(engine, objects, {sha256: data})
     return sha256
 
 
@@ -58,6 +59,25 @@ def ask(connection: Connection, sha256: str, *, owner: str = ANN, questions: int
 def end_hour(connection: Connection) -> None:
     connection.execute(text("UPDATE asked_pictures SET until = until - interval '2 hours'"))
     connection.execute(text("UPDATE blobs SET updated_at = updated_at - interval '2 hours'"))
+
+
+def test_pictures_of_one_request_are_counted_once_and_stored_all_or_none(engine: Engine, settings: Settings) -> None:
+    objects, sums = ObjectStore(settings), list[int]()
+    pictures = {hashlib.sha256(data).hexdigest(): data for data in (b"a", b"bb", b"ccc")}
+
+    def count(connection: Connection) -> None:
+        sums.append(stored_bytes(connection, ANN))
+        if len(sums) == 1:
+            raise QuotaExceeded("too much", 1.0)
+
+    with pytest.raises(QuotaExceeded):
+        put_pictures(engine, objects, pictures, count)
+    assert in_transaction(engine, stored_bytes, ANN) == 0
+    assert not any(objects.exists(content_key(sha256)) for sha256 in pictures)
+    for _ in range(2):
+        put_pictures(engine, objects, pictures, count)
+    assert sums == [6, 6], "not for what is stored already"
+    assert [objects.get(content_key(sha256)) for sha256 in pictures] == list(pictures.values())
 
 
 def test_a_picture_counts_until_nothing_of_its_caller_needs_it(engine: Engine, settings: Settings) -> None:
