@@ -21,7 +21,7 @@ from ragllava.stores.database import in_transaction
 from tests.support.waiting import wait_for
 
 Numbers = dict[tuple[str, tuple[str, ...]], float]  # by metric and the values of its labels; zeros are left out
-SETTLED_S = 30.0
+SETTLED_S = 60.0
 
 _LATEST = "SELECT DISTINCT ON (job_id, question_no) * FROM answers ORDER BY job_id, question_no, run_no DESC"
 _OTHER_INPUTS = """

@@ -49,8 +49,8 @@ from tests.support.workshop import ARCHIVE, Workshop
 
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
 
-QUICKER = 600
-SCRAPE = "1s"
+QUICKER = 300
+SCRAPE = "2s"
 SLOW_S, SLOW_SCRAPE = 2.3, "6s"  # of the server whose database is slow: more than the alert's limit; enough for that
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000}
 NOBODY = "127.0.0.1:9"
