@@ -244,7 +244,7 @@ class Settings(BaseSettings):
     worker_metrics_port: int = Field(
         default=0,
         ge=0,
-        le=65_535,
+        le=65_000,
         description="Port at 127.0.0.1 at which a worker of one slot serves the figures of its own process. Those of "
         "`ragllava up` take this one and the next ones. 0: none are served.",
     )
