@@ -25,15 +25,26 @@ from tests.support.workshop import Workshop
 
 @dataclass(frozen=True)
 class Shop:
-    """A running server and its worker; `works` holds the worker up while it is not set."""
+    """A running server and its worker."""
 
     url: str
     workshop: Workshop
     client: Client  # of the plain role: it sees everything
-    works: threading.Event = field(default_factory=threading.Event)
+    _works: threading.Event = field(default_factory=threading.Event)
+    _busy: threading.Lock = field(default_factory=threading.Lock)
     closed: threading.Event = field(default_factory=threading.Event)
     failures: list[BaseException] = field(default_factory=list)
     rest: Rest = field(default_factory=Rest)
+
+    def hold_up(self) -> None:
+        """From now on no shard is run. One that runs ends first, with all that it would take next."""
+        with self._busy:
+            self._works.clear()
+
+    def go_on(self) -> None:
+        """Run shards, also again."""
+        self._works.set()
+        self.rest.disturb()
 
     def key(self, role: str = "admin", *archives: str, **limits: Any) -> str:
         """A new key, of all archives if none is named."""
@@ -68,8 +79,9 @@ class Shop:
         shop, settings = self.workshop, self.workshop.settings
         while not self.closed.is_set():
             try:
-                if self.works.is_set():
-                    for shard_id in shop.ids("queued") or shop.dispatch():
+                with self._busy:
+                    shards = (shop.ids("queued") or shop.dispatch()) if self._works.is_set() else []
+                    for shard_id in shards:
                         shop.run_shard(shard_id)
                 end_jobs(shop.engine)
                 publish_missing_results(shop.engine, shop.resources.objects)
@@ -90,7 +102,7 @@ def open_shop(workshop: Workshop) -> Iterator[Shop]:
         serving(tenants) as url,
     ):
         shop = Shop(url, workshop, plain)
-        shop.works.set()
+        shop.go_on()
         thread = threading.Thread(target=shop.work)
         thread.start()
         try:

@@ -49,6 +49,8 @@ class Rest:
         _resting.discard(self._woken)
 
 
+# No listener to "rollback": it would look at connections that broke, which SQLAlchemy forbids. A change that was rolled
+# back wakes workers at the next commit of its connection, which does no harm.
 @event.listens_for(Engine, "after_cursor_execute")
 def _note(connection: Connection, cursor: Any, statement: str, *_facts: object) -> None:
     if cursor.rowcount and _WRITES.search(statement):
@@ -60,8 +62,3 @@ def _disturb_all(connection: Connection) -> None:
     if connection.info.pop(_HAS_WRITTEN, False):
         for woken in tuple(_resting):
             woken.set()
-
-
-@event.listens_for(Engine, "rollback")
-def _forget(connection: Connection) -> None:
-    connection.info.pop(_HAS_WRITTEN, None)

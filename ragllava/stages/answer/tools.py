@@ -13,7 +13,7 @@ from ragllava.records import AnswerOptions, ModelStamp, Role
 from ragllava.settings import Settings
 from ragllava.stages.answer.cautions import open_ingests
 from ragllava.stages.answer.splitting import Cost
-from ragllava.stages.answer.waves import DEPTH_VERSION
+from ragllava.stages.answer.waves import DEPTH_VERSIONS
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import vectors
@@ -99,5 +99,5 @@ def stamp_of(tools: AnswerTools, reranker: str, generator: str) -> ModelStamp:
         prompt=f"{RERANK_VERSION}+{answer_version}",
         threshold=tools.threshold,
         retrieval=f"{tools.options.retrieval.value}-{RETRIEVAL_VERSION}",
-        depth=f"{tools.options.depth.value}-{DEPTH_VERSION}",
+        depth=f"{tools.options.depth.value}-{DEPTH_VERSIONS[tools.options.depth]}",
     )

@@ -17,7 +17,7 @@ from ragllava.records import Candidate, Depth, by_retrieval
 EQUAL_SHARE = 0.9  # captions that score so close to the best name the thing as well
 FEW_PICTURES, MORE_PICTURES = 4, 10  # the nearest pictures up to the second wave, and up to the third
 
-DEPTH_VERSION = 2  # of these rules, for the stamp of an answer
+DEPTH_VERSIONS = {Depth.NEED: 2, Depth.FIXED: 1}  # of these rules, for the stamp of an answer
 
 
 def waves_of(candidates: Sequence[Candidate], depth: Depth) -> list[list[Candidate]]:

@@ -189,10 +189,10 @@ def test_a_question_is_answered_with_its_evidence_and_marked(
     with signed_in(browser, shop) as visitor:
         page = visitor.go("/console/ask?archive=postcards")
         page.get_by_label("Question").fill(question.text)
-        shop.works.clear()
+        shop.hold_up()
         page.get_by_role("button", name="Ask", exact=True).click()
         page.get_by_text("Waiting for a worker").wait_for()
-        shop.works.set()
+        shop.go_on()
         page.get_by_role("button", name="✓ Right").wait_for()
         row = next(shop.client.questions.results(int(page.url.rpartition("/")[2])))
         expect(page.locator("#answer .big")).to_have_text(

@@ -32,9 +32,9 @@ def questions(postcards: Postcards) -> list[str]:
 def paused(shop: Shop) -> Iterator[None]:
     """No worker works, and nothing is left to do."""
     wait_for("the jobs of other tests", lambda: not shop.client.jobs.list(only_open=True), 120)
-    shop.works.clear()
+    shop.hold_up()
     yield
-    shop.works.set()
+    shop.go_on()
 
 
 def submit(http: httpx.Client, questions: list[Any], **more: Any) -> int:
@@ -107,20 +107,21 @@ def test_a_retry_and_a_refresh_count_their_questions(shop: Shop, questions: list
     with shop.http("ask", "postcards", questions_per_day=7) as http:
         job_id = submit(http, questions)
         shop.wait_for_job(http, job_id)
+        shop.hold_up()
         refreshed = http.post(f"/v1/jobs/{job_id}/refresh")
         assert refreshed.status_code == 201, refreshed.text
-        again = http.post(f"/v1/jobs/{job_id}/refresh")  # the open one
-        if again.json()["is_new"]:
-            pytest.fail("the refresh was over already")
+        again = http.post(f"/v1/jobs/{job_id}/refresh").json()
+        assert (again["job"], again["is_new"]) == (refreshed.json()["job"], False), "the open one"
+        shop.go_on()
         shop.wait_for_job(http, refreshed.json()["job"])
         over = http.post(f"/v1/jobs/{job_id}/refresh")
         assert over.status_code == 429 and "7 questions a day, and has asked 6" in over.json()["error"]["message"]
-        shop.works.clear()
+        shop.hold_up()
         last = submit(http, ["What?"])
         assert http.post(f"/v1/jobs/{last}/cancel").status_code == 200
         shop.wait_for_job(http, last)
         retried = http.post(f"/v1/jobs/{last}/retry")
-        shop.works.set()
+        shop.go_on()
         assert retried.status_code == 429, retried.text
         assert http.get(f"/v1/jobs/{last}").json()["state"] == "cancelled"
 
@@ -217,7 +218,7 @@ def test_a_job_is_paused_resumed_cancelled_and_retried(shop: Shop, questions: li
         assert again.status_code == 409 and again.headers["x-should-retry"] == "false"
         wait_for("its result", lambda: http.get(f"/v1/jobs/{job_id}").json()["result"] is not None)
         assert http.post(f"/v1/jobs/{job_id}/retry").json()["inputs"] == 3
-        shop.works.set()
+        shop.go_on()
         assert "cancelled" not in shop.wait_for_job(http, job_id)["counts"]
 
         refreshed = http.post(f"/v1/jobs/{job_id}/refresh")
@@ -240,7 +241,7 @@ def events_of(stream: httpx.Response) -> Iterator[dict[str, str]]:
 def test_progress_comes_as_events(shop: Shop, questions: list[str], paused: None) -> None:
     with shop.http("ask", "postcards") as http:
         job_id = submit(http, questions)
-        threading.Timer(1.0, shop.works.set).start()
+        threading.Timer(1.0, shop.go_on).start()
         with http.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
             assert stream.headers["content-type"].startswith("text/event-stream")
             events = list(events_of(stream))

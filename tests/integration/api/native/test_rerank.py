@@ -168,7 +168,7 @@ def test_a_stored_picture_of_another_archive_does_not_exist(shop: Shop, http: ht
 
 
 def test_without_a_worker_a_request_ends_with_504_and_is_cancelled(shop: Shop) -> None:
-    shop.works.clear()
+    shop.hold_up()
     try:
         hurried = shop.workshop.settings.model_copy(update={"api_answer_timeout_s": 0.3})
         headers = {"authorization": f"Bearer {shop.key('ask', 'postcards')}"}
@@ -182,7 +182,7 @@ def test_without_a_worker_a_request_ends_with_504_and_is_cancelled(shop: Shop) -
             assert http.get("/v1/jobs", params={"kind": "request", "open": True}).json()["data"] == []
             assert all(job["kind"] != "request" for job in http.get("/v1/jobs").json()["data"])
     finally:
-        shop.works.set()
+        shop.go_on()
 
 
 def test_the_cohere_client_works(shop: Shop) -> None:

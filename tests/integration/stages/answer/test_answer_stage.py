@@ -24,7 +24,7 @@ from ragllava.records import AnswerStatus, Depth, JobKind, Retrieval, Role
 from ragllava.source_files import SourceFile
 from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.answer.tools import RETRIEVAL_VERSION
-from ragllava.stages.answer.waves import DEPTH_VERSION
+from ragllava.stages.answer.waves import DEPTH_VERSIONS
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.results import ResultRow
@@ -178,7 +178,7 @@ def test_the_stamp_names_every_model(
         "prompt": f"{RERANK_VERSION}+{version}",
         "threshold": 0.25,
         "retrieval": f"hybrid-{RETRIEVAL_VERSION}",
-        "depth": f"need-{DEPTH_VERSION}",
+        "depth": f"need-{DEPTH_VERSIONS[Depth.NEED]}",
     }
 
 
@@ -190,7 +190,7 @@ def test_the_stamp_names_how_candidates_were_found_and_reranked(
     [row] = whole_gallery.ask(ten_questions[:1], top_k=2, retrieval=retrieval, depth=depth)
     assert row.models is not None
     assert row.models["retrieval"] == f"{retrieval.value}-{RETRIEVAL_VERSION}"
-    assert row.models["depth"] == f"{depth.value}-{DEPTH_VERSION}"
+    assert row.models["depth"] == f"{depth.value}-{DEPTH_VERSIONS[depth]}"
 
 
 def test_the_threshold_is_that_of_the_champion(
