@@ -69,6 +69,15 @@ def receiver(shell: Terminal) -> psutil.Process | None:
     return None
 
 
+def listens(shell: Terminal) -> bool:
+    """Whether the receiver answers: its process has just begun when it is there, and what happens meanwhile is lost."""
+    return any(
+        service["answers"]
+        for service in shell.call("status", "--json").json["services"]
+        if service["title"] == "receiver"
+    )
+
+
 def searchable(client: Client) -> list[str]:
     """The images that a search can find, by name; each as often as it would be found."""
     query = text("""
@@ -134,6 +143,7 @@ def test_an_overwritten_object_changes_the_answer_and_a_deleted_one_is_gone(
     shell: Terminal, client: Client, bucket: Bucket
 ) -> None:
     wait_for("all pictures to be searchable", lambda: searchable(client) == sorted(CARDS))
+    wait_for("the receiver to listen", lambda: listens(shell))
     colors = [question for question in DRAWN.questions if question.text.startswith("What color is")]
     question = rightly_answered(shell, colors)
     [name] = question.relevant
