@@ -35,6 +35,7 @@ from ragllava.stores.maintenance import ticks, totals
 from tests.fleet import retention
 from tests.fleet.measures import Processor, Statement, Statements, TableLook, look, quantile, timed
 from tests.fleet.worker import FIGURES, MESSAGES, STOP
+from tests.support.many_rows import unhurried
 
 _LOOK_S = 5.0
 _ROWS_AT_ONCE = 200_000
@@ -110,8 +111,7 @@ class Fleet:
         archive_id = in_transaction(self.engine, archive.ensure_archive, "fleet").archive_id
         for lo in range(0, self.size.images, _ROWS_AT_ONCE):
             values = {"archive": archive_id, "lo": lo, "hi": min(self.size.images, lo + _ROWS_AT_ONCE) - 1}
-            with self.engine.begin() as connection:
-                connection.execute(text("SET LOCAL statement_timeout = 0"))
+            with unhurried(self.engine) as connection:
                 for statement in _IMAGES:
                     connection.execute(text(statement), values)
 
@@ -178,8 +178,7 @@ class Fleet:
         engine.dispose()
 
     def _print(self, jobs: list[int], seconds: float) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
+        with unhurried(self.engine) as connection:
             counted = connection.execute(_COUNTED, {"ids": jobs}).one()
         total = sum(counted.counts.values()) if counted.counts else 0
         print(f"{counted.questions:,} questions, {counted.answers:,} answers, {counted.distinct:,} of them distinct")

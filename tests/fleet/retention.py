@@ -13,6 +13,7 @@ from ragllava.stages.erasing.remove import Remover
 from ragllava.stores.database import in_transaction, outside_transaction
 from ragllava.stores.objects import ObjectStore
 from tests.fleet.measures import Statements, look
+from tests.support.many_rows import unhurried
 
 _TABLES = ("candidates", "answers", "questions", "shards")
 _AT_ONCE = 20_000  # questions
@@ -32,8 +33,7 @@ def answer(engine: Engine, jobs: list[int], questions: int, images: int, candida
     for job_id in jobs:
         for lo in range(0, questions, _AT_ONCE):
             values = {"job_id": job_id, "lo": lo, "hi": min(questions, lo + _AT_ONCE)}
-            with engine.begin() as connection:
-                connection.execute(text("SET LOCAL statement_timeout = 0"))
+            with unhurried(engine) as connection:
                 connection.execute(_ANSWERS, values)
                 connection.execute(_CANDIDATES, values | {"images": images, "most": candidates})
     with engine.begin() as connection:

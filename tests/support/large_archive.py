@@ -6,13 +6,14 @@ from sqlalchemy import Engine, text
 
 from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.archives.word_index import IMAGES
+from tests.support.many_rows import unhurried
 
 HOSTILE = '<img src=x onerror="document.title=1"> \u202egnp.exe'
 
 
 def insert_pictures(engine: Engine, name: str, number: int) -> int:
     """Insert so many; the first one has a hostile name and caption. Returns the id of the archive."""
-    with engine.begin() as connection:
+    with unhurried(engine) as connection:
         archive_id = ensure_archive(connection, name).archive_id
         values = {"archive_id": archive_id, "number": number, "hostile": HOSTILE, "salt": name, "word": IMAGES}
         for statement in _STATEMENTS:

@@ -24,6 +24,7 @@ from tests.support.api_server import Front
 from tests.support.browser import COLOURS, Theme, expect, visiting
 from tests.support.console_client import reading
 from tests.support.hostile_texts import HOSTILE, HOSTILE_NAME
+from tests.support.many_rows import unhurried
 from tests.support.plans import watching_rows
 from tests.support.waiting import wait_for
 
@@ -325,7 +326,7 @@ def large_job(front: Front) -> int:
     evidence. The statistics of the database know nothing of it."""
     job = front.client.questions.submit(["What?"], "coins", name="large").job_id
     front.client.jobs.wait(job, timeout_s=60)
-    with front.office.engine.begin() as connection:
+    with unhurried(front.office.engine) as connection:
         values = {"job": job, "total": LARGE}
         for statement in _LARGE.split(";\n"):
             connection.execute(text(statement), {k: v for k, v in values.items() if f":{k}" in statement})

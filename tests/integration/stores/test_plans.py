@@ -23,6 +23,7 @@ from ragllava.stores.database import make_engine
 from ragllava.stores.jobs import answers, refreshes, result_pages
 from ragllava.stores.jobs.result_pages import ResultQuery
 from ragllava.stores.learning import noisy
+from tests.support.many_rows import unhurried
 from tests.support.plans import stop_autovacuum, visited_rows
 
 SIZE = 20_000  # inputs of the large job
@@ -56,7 +57,7 @@ def lagging(services: Settings, template_database: str) -> Iterator[Engine]:
 
     with own_settings(services, template_database) as own:
         owner = make_engine(own.require_database_owner(), name="plans owner")
-        with owner.begin() as connection:
+        with unhurried(owner) as connection:
             stop_autovacuum(connection, *_TABLES)
             for number in range(OLD_JOBS):
                 _insert_archive(connection, number + 1, OLD_SIZE)
@@ -64,7 +65,7 @@ def lagging(services: Settings, template_database: str) -> Iterator[Engine]:
         with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for table in _TABLES:
                 connection.execute(text(f"VACUUM (ANALYZE) {table}"))
-        with owner.begin() as connection:
+        with unhurried(owner) as connection:
             _insert_archive(connection, NEW_ARCHIVE, SIZE)
             _insert_job(connection, LARGE, SIZE, answered=ANSWERED)
             _insert_job(connection, REFRESH, SIZE, answered=ANSWERED, refreshes=LARGE)

@@ -1,0 +1,17 @@
+"""Rows by the ten thousand, for tests of what large tables cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, text
+
+
+@contextmanager
+def unhurried(engine: Engine) -> Iterator[Connection]:
+    """A transaction whose statements may take as long as they do: making rows is not what a test is about, and takes
+    longer than a statement may on a busy machine."""
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        yield connection
