@@ -53,7 +53,7 @@ class SourceFile:
     pages: dict[int, PageCaption] | None = None
 
     def said_about(self, page: int) -> PageCaption:
-        """What is given beside the file about a page; 0: it is no document, but a picture."""
+        """The caption and metadata that were given for a page of the document; page 0: the file is a picture."""
         return said_about_page(page, self.caption, self.metadata, self.pages)
 
 

@@ -31,7 +31,7 @@ from ragllava.records import JobKind, ReindexStatus
 
 @contextmanager
 def bars(console: Console) -> Iterator[Bars]:
-    """Progress bars on a terminal; lines on standard error where the console is none."""
+    """Progress bars on a terminal; lines on standard error if the console is not a terminal."""
     if not console.is_terminal:
         with progress_lines() as lines:
             yield lines

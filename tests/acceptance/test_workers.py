@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from functools import partial
 from pathlib import Path
 
@@ -19,18 +18,13 @@ from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.schema import REVISION
 from ragllava.stores.schema_revision import stated_floor
 from tests.acceptance.conftest import FRAGILE, Cluster
+from tests.support.prometheus_server import free_port
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
 
 WATCHFUL = "tests.support.watchful_worker"
 UNFIT = "tests.support.unfit_worker"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def figures(port: int) -> dict[tuple[str, tuple[str, ...]], float]:

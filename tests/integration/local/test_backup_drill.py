@@ -117,7 +117,7 @@ class Allowed:
         return self._waiting == set(STAGES)
 
     def kill(self) -> None:
-        """Let nothing be committed any more."""
+        """Stop every commit from now on."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
