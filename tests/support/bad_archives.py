@@ -10,9 +10,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from PIL import Image
-
-from tests.support.picture_files import Case, encoded, jpeg, quadrants
+from tests.support.picture_files import Case, encoded, grainy, jpeg, quadrants
 
 
 def zips(folder: Path) -> list[Case]:
@@ -47,7 +45,7 @@ def zips(folder: Path) -> list[Case]:
 
 
 def damaged_zips(folder: Path) -> list[Case]:
-    noise = Image.effect_noise((100, 100), 90)
+    noise = grainy((100, 100), 90)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as package:
         package.writestr("a.png", encoded(noise, "PNG"))
@@ -111,7 +109,7 @@ def tars(folder: Path) -> list[Case]:
 
 
 def damaged_tars(folder: Path) -> list[Case]:
-    good = encoded(Image.effect_noise((200, 200), 90), "PNG")
+    good = encoded(grainy((200, 200), 90), "PNG")
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:") as package:
         for number in range(3):

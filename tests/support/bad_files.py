@@ -30,6 +30,7 @@ from tests.support.picture_files import (
     Colour,
     bomb_png,
     encoded,
+    grainy,
     jpeg,
     png_chunk,
     quadrants,
@@ -195,7 +196,7 @@ def _odd_names(folder: Path) -> list[Case]:
 def _damaged(folder: Path) -> list[Case]:
     plain, wrong_sum = encoded(quadrants(), "PNG"), bytearray(encoded(quadrants(), "PNG"))
     wrong_sum[-20] ^= 0xFF
-    noise = Image.effect_noise((300, 200), 90).convert("RGB")
+    noise = grainy((300, 200), 90).convert("RGB")
     lying = raw_png((4000, 4000), 8, 2, bytes(301))
     files = {
         "empty.png": (b"", "empty"),

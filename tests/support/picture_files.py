@@ -7,6 +7,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 Colour = tuple[int, int, int]
@@ -44,6 +45,13 @@ def quadrants(mode: str = "RGB", size: tuple[int, int] = SIZE) -> Image.Image:
     picture.paste(BLUE, (0, height // 2, width // 2, height))
     picture.paste(WHITE, (width // 2, height // 2, width, height))
     return picture.convert(mode)
+
+
+def grainy(size: tuple[int, int], spread: float) -> Image.Image:
+    """A grey picture whose pixels vary by `spread` around 128: the same one each time, as Pillow's own noise is not."""
+    width, height = size
+    drawn = np.random.default_rng(0).normal(128, spread, (height, width))
+    return Image.fromarray(drawn.clip(0, 255).astype(np.uint8))
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:

@@ -180,7 +180,8 @@ def test_one_of_several_workers_fetches_the_pictures_of_a_batch(front: Front, mo
         made.append(make_batch(front, key, REMOTE))
         return 0
 
-    with holding(monkeypatch, RemotePictures, "_address", send, asked=1, held=1):
+    with holding(monkeypatch, RemotePictures, "_address", send, asked=1, held=1) as [sent]:
+        assert sent.result(60) == 0, "the maintenance worker may read the batch before its sender knows its name"
         subject = f"batch {made[0]}"
         assert office.slow_reads.has(subject)
         assert process_batches(office.engine, office.settings, office.objects, other) == 0
@@ -207,7 +208,11 @@ def test_the_first_of_two_readers_of_a_batch_decides(front: Front, monkeypatch: 
     monkeypatch.setattr(remote_pictures, "_received", is_away if first == "in_progress" else is_there)
     monkeypatch.setattr(RemotePictures, "_address", lambda *_: "192.0.2.1")
     office.hold_up()
-    with holding(monkeypatch, RemotePictures, "_address", send, asked=1, held=1), monkeypatch.context() as other:
+    with (
+        holding(monkeypatch, RemotePictures, "_address", send, asked=1, held=1) as [sent],
+        monkeypatch.context() as other,
+    ):
+        assert sent.result(60) == 0
         other.setattr(RemotePictures, "fetch", is_there if first == "in_progress" else is_away)
         other.setattr(process, "locked_outside", lambda *_, **__: nullcontext(True))
         process_batches(office.engine, office.settings, office.objects, SlowReads())

@@ -42,7 +42,7 @@ from ragllava.stores.archives import archive
 from ragllava.stores.schema import images, jobs
 from tests.integration.conftest import Postcards
 from tests.support.dataset_fixtures import copied, write_rows
-from tests.support.picture_files import encoded
+from tests.support.picture_files import encoded, grainy
 from tests.support.workshop import Workshop, stages_replaced
 
 QUESTIONS = 10
@@ -380,7 +380,7 @@ def test_the_name_of_an_archive_follows_from_captions_and_retriever() -> None:
 
 def test_truncated_pictures_and_packed_tiffs_are_read(bench: Workbench, tmp_path: Path) -> None:
     """WebQA has JPEG files whose end is missing; the reference reads what there is of them."""
-    noise = Image.effect_noise((96, 80), 60).convert("RGB")
+    noise = grainy((96, 80), 60).convert("RGB")
     jpeg, tiff = encoded(noise, "JPEG"), encoded(noise.rotate(90), "TIFF")
     (tmp_path / "cut.jpg").write_bytes(jpeg[: 3 * len(jpeg) // 4])
     pool = (EvaluationImage("cut.jpg", "cut.jpg", FilePicture(tmp_path / "cut.jpg")),)

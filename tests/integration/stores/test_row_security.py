@@ -18,6 +18,7 @@ from ragllava.stores.database import in_transaction, make_engine, read_at_once
 from ragllava.stores.jobs import answers
 from ragllava.stores.schema import metadata, questions
 from tests.conftest import own_settings
+from tests.support.many_rows import unhurried
 from tests.support.plans import visited_rows
 
 # They have archives' numbers or words, and no policy: see stores/access/policies.py.
@@ -213,7 +214,7 @@ def test_rows_are_copied_under_row_level_security(api: Engine) -> None:
 
 def test_a_page_of_results_visits_no_more_rows_than_without_policies(api: Engine, engine: Engine) -> None:
     """The policies look up the job of each row, and read no other rows."""
-    with engine.begin() as connection:
+    with unhurried(engine) as connection:
         for archive_id in range(3, 60):
             fill(connection, archive_id)
         connection.exec_driver_sql(

@@ -19,7 +19,7 @@ from ragllava.errors import DecoderUnavailable, ImageRejected, RejectionClass
 from ragllava.imaging.children import Child
 from ragllava.imaging.decode import DecodedImage, decode
 from ragllava.imaging.sandbox import DecoderPool
-from tests.support.picture_files import bomb_png, encoded, jpeg, quadrants
+from tests.support.picture_files import bomb_png, encoded, grainy, jpeg, quadrants
 from tests.support.processes import command_of
 from tests.support.waiting import wait_for
 
@@ -52,7 +52,7 @@ def test_results_come_in_order_and_equal_those_of_decode() -> None:
     items: list[bytes | ImageRejected] = []
     for number in range(60):
         size = numbers.randrange(1, 500), numbers.randrange(1, 500)
-        picture = Image.effect_noise(size, 60).convert("RGB")
+        picture = grainy(size, 60).convert("RGB")
         items.append(jpeg(picture) if number % 2 else encoded(picture, "PNG"))
     items[7] = b"no picture"
     items[20] = ImageRejected(RejectionClass.OTHER, "it was refused before")

@@ -18,7 +18,19 @@ from ragllava.errors import ImageRejected
 from ragllava.imaging import kinds, rendering
 from ragllava.imaging.decode import count_pages, decode, page_as_png
 from ragllava.imaging.sandbox import DecoderPool
-from tests.support.picture_files import BLUE, GREEN, RED, SVG, WHITE, encoded, jpeg, png_chunk, quadrants, raw_png
+from tests.support.picture_files import (
+    BLUE,
+    GREEN,
+    RED,
+    SVG,
+    WHITE,
+    encoded,
+    grainy,
+    jpeg,
+    png_chunk,
+    quadrants,
+    raw_png,
+)
 
 MIB = 2**20
 
@@ -264,7 +276,7 @@ def test_a_missing_package_is_named_with_what_installs_it(
 
 
 def gradient() -> Image.Image:
-    noise = Image.effect_noise((256, 256), 60)
+    noise = grainy((256, 256), 60)
     return Image.merge("RGB", (Image.linear_gradient("L"), noise, noise.rotate(90)))
 
 

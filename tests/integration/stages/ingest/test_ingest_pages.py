@@ -16,7 +16,7 @@ from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.ingest.pages import DocumentOutcomes, Part
 from tests.integration.stages.buckets.test_bound import Bound, bucketful
 from tests.support.ingest_runs import draw
-from tests.support.picture_files import BLUE, GREEN, RED, Colour, encoded, jpeg
+from tests.support.picture_files import BLUE, GREEN, RED, Colour, encoded, grainy, jpeg
 from tests.support.stored_traces import traces
 from tests.support.workshop import ARCHIVE, Workshop
 
@@ -127,7 +127,7 @@ def test_a_document_over_several_steps_has_one_outcome(workshop: Workshop, tmp_p
 
 
 def test_what_is_missing_of_a_stored_picture_is_noted(workshop: Workshop, tmp_path: Path) -> None:
-    noise = Image.effect_noise((300, 300), 80).convert("RGB")
+    noise = grainy((300, 300), 80).convert("RGB")
     (tmp_path / "cut.jpg").write_bytes(jpeg(noise)[:-20_000])
     job = workshop.ingest(tmp_path)
     [(_, status, reason)] = workshop.outcomes(job.job_id)

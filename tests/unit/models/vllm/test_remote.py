@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from starlette.responses import JSONResponse, Response
 
 from ragllava.errors import ModelUnavailable, RagllavaError, ScoreRejected, ServiceUnavailable, SettingsError
@@ -27,6 +26,7 @@ from ragllava.models.vllm.golden import GoldenAnswer, GoldenScores, Parity, comp
 from ragllava.models.vllm.models import share_of_yes
 from ragllava.records import Role
 from ragllava.settings import Settings, load_settings
+from tests.support.picture_files import grainy
 from tests.support.random_adapters import write_random_adapter
 from tests.support.tiny_checkpoints import load_folder, noise_pictures, save_family
 from tests.support.vllm_server import BASE, ModelServer, serving
@@ -122,7 +122,7 @@ def test_pictures_are_padded_here_for_an_endpoint_that_does_not_do_it(tmp_path: 
         bundle = Desk(tmp_path / "llava", tmp_path / "home", server, pad_pictures=True).bundle()
         profile, home = bundle.profile, bundle.settings
         here = load_mllm(profile, plan_device(home), home)
-        wide, tall = (Image.effect_noise(size, 90).convert("RGB") for size in ((90, 30), (30, 90)))
+        wide, tall = (grainy(size, 90).convert("RGB") for size in ((90, 30), (30, 90)))
         asked = [Pair("Is it day?", "Harlow", picture) for picture in (wide, tall, wide.resize((40, 40)))]
         there = values(bundle.reranker, asked)
         assert there == pytest.approx(values(Reranker(here), asked), abs=TOLERANCE)
