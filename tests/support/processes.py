@@ -28,6 +28,11 @@ def command_of(process: psutil.Process) -> list[str]:
     return []
 
 
+def decoders() -> list[psutil.Process]:
+    """The processes that decode pictures for this one; below it are services of the session and a browser as well."""
+    return [child for child in psutil.Process().children() if "ragllava.imaging.decoding" in command_of(child)]
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait()

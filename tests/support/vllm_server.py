@@ -141,6 +141,7 @@ def serving(server: ModelServer) -> Iterator[ModelServer]:
     ]
     config = uvicorn.Config(Starlette(routes=routes), port=0, log_config=None, lifespan="off")
     listening = config.bind_socket()
+    listening.listen()  # who connects before the thread serves waits, and is not refused
     runner = uvicorn.Server(config)
     thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

@@ -122,7 +122,8 @@ class RemotePictures:
             try:
                 data = _received(pool, path, name, max_bytes, until)
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-                if watch.has_ended:
+                # A read may end at the same moment, and be noticed before the watch.
+                if watch.has_ended or time.monotonic() > until:
                     raise _too_slow(name) from None
                 raise UsageError(f"the picture at {url[:200]} cannot be fetched: {type(error).__name__}") from None
         if watch.has_ended:  # what was received then ends where the connection was ended

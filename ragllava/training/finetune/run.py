@@ -60,7 +60,7 @@ from ragllava.training.finetune.trainer import (
     Seal,
     StepHook,
 )
-from ragllava.whole_files import folder_written_whole, read_sealed, seal_folder
+from ragllava.whole_files import folder_written_whole, read_sealed, seal_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -332,9 +332,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _leave(path: Path, failure: Failure) -> None:
-    # The others fail because of the first, so what it left stays; and the log has it all.
-    with suppress(OSError), failure_file(path).open("x", encoding="utf-8") as file:
-        json.dump(asdict(failure), file)
+    # The others fail because of the first, so what it left stays; and the log has it all. It is there at once or not at
+    # all: the launcher ends the first one, which may still be writing, as soon as another one has ended.
+    with suppress(OSError):
+        if not failure_file(path).exists():
+            write_whole(failure_file(path), json.dumps(asdict(failure)))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.jobs import workers
 from ragllava.stores.learning import noisy, registry, trainings
+from ragllava.training.finetune import selection
 from ragllava.training.job import train_stage
 from ragllava.training.request import create_job, plan_training, submit_due_trainings
 from tests.conftest import environment_of
@@ -179,8 +180,9 @@ def test_a_generator_practises_with_as_many_pictures_as_a_job_shows(bench: Works
 
 
 def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginning(
-    bench: Workshop, caplog: pytest.LogCaptureFixture
+    bench: Workshop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(selection, "_LOOK_S", math.inf)  # the lease is looked at as often on a slow machine
     classroom(bench).label(100)
     job_id = submit(bench, request())
     with_stage(bench, interrupted_after(18, ShardInterrupted("shutdown"))).run_once()

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
 import click
@@ -352,10 +352,16 @@ def test_the_outcome_of_a_job_is_one_line(shown: JobView, line: str) -> None:
 def test_the_pace_of_a_running_job_tells_the_time_left(
     minutes: int, counts: dict[str, int], line: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Noon(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime(2026, 11, 23, 12, tzinfo=tz)
+
+    monkeypatch.setattr(progress, "datetime", Noon)
     shown = replace(
         job(JobKind.REINDEX, 1000, counts),
         state=JobState.RUNNING,
-        started_at=datetime.now(UTC) - timedelta(minutes=minutes),
+        started_at=datetime(2026, 11, 23, 12, tzinfo=UTC) - timedelta(minutes=minutes),
     )
     assert progress.pace_line(shown) == line
     assert progress.pace_line(replace(shown, state=JobState.COMPLETED)) is None

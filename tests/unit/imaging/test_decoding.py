@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -20,14 +23,10 @@ from ragllava.imaging.children import Child
 from ragllava.imaging.decode import DecodedImage, decode
 from ragllava.imaging.sandbox import DecoderPool
 from tests.support.picture_files import bomb_png, encoded, grainy, jpeg, quadrants
-from tests.support.processes import command_of
+from tests.support.processes import decoders
 from tests.support.waiting import wait_for
 
 GOOD = encoded(quadrants(), "PNG")
-
-
-def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "ragllava.imaging.decoding" in command_of(child)]
 
 
 def decode_all(
@@ -120,25 +119,35 @@ def test_a_picture_that_needs_too_much_memory_is_rejected_alone() -> None:
 
 def with_stopped_child(pool: DecoderPool) -> Iterator[bytes]:
     """A good picture for a child that has just been stopped, as if it hung."""
-    (child,) = children()
+    (child,) = decoders()
     child.suspend()
+    wait_for("the child to be stopped", lambda: child.status() == psutil.STATUS_STOPPED, 60)
     yield GOOD
+
+
+def bytes_in_the_pipe(pool: DecoderPool) -> int:
+    """How much the only child of a pool was sent and has not read."""
+    process = pool._children[0]._process
+    assert process is not None and process.stdin is not None
+    (unread,) = struct.unpack("i", fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)))
+    return int(unread)
 
 
 def test_a_child_that_is_slow_for_a_while_is_replaced_and_the_picture_tried_again() -> None:
     with DecoderPool(1, wall_seconds=3) as pool:
         assert is_right(next(decode_all(pool, [GOOD])))
-        (first,) = children()
+        (first,) = decoders()
         (result,) = decode_all(pool, with_stopped_child(pool))
         assert is_right(result)
-        assert first.pid not in [child.pid for child in children()]
+        assert first.pid not in [child.pid for child in decoders()]
 
 
 @pytest.mark.parametrize(
-    ("sent", "lacks"), [(signal.SIGSTOP, "is the machine short of processors"), (signal.SIGKILL, "short of memory")]
+    ("sent", "wall_seconds", "lacks"),
+    [(signal.SIGSTOP, 0.4, "is the machine short of processors"), (signal.SIGKILL, 60.0, "short of memory")],
 )
 def test_children_that_are_always_stopped_or_killed_are_not_the_fault_of_the_picture(
-    sent: signal.Signals, lacks: str, monkeypatch: pytest.MonkeyPatch
+    sent: signal.Signals, wall_seconds: float, lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Child._start
 
@@ -148,7 +157,7 @@ def test_children_that_are_always_stopped_or_killed_are_not_the_fault_of_the_pic
         return process
 
     monkeypatch.setattr(Child, "_start", start_and_signal)
-    with DecoderPool(1, wall_seconds=0.4) as pool, pytest.raises(DecoderUnavailable, match=lacks):
+    with DecoderPool(1, wall_seconds=wall_seconds) as pool, pytest.raises(DecoderUnavailable, match=lacks):
         list(decode_all(pool, [GOOD]))
     assert DecoderUnavailable.retryable
     monkeypatch.undo()
@@ -164,10 +173,11 @@ def test_a_crash_rejects_the_picture_but_a_kill_from_outside_does_not(sent: sign
     results: list[DecodedImage | ImageRejected] = []
     with DecoderPool(1) as pool:
         assert is_right(next(decode_all(pool, [GOOD])))
-        (child,) = children()
+        (child,) = decoders()
         consumer = threading.Thread(target=lambda: results.extend(decode_all(pool, with_stopped_child(pool))))
         consumer.start()
-        wait_for("the child to be stopped", lambda: child.status() == psutil.STATUS_STOPPED, 30)
+        # One that dies before it is asked is replaced, whatever it died of.
+        wait_for("the stopped child to be asked", lambda: bytes_in_the_pipe(pool) > 0, 60)
         child.send_signal(sent)
         if sent != signal.SIGKILL:
             child.resume()
@@ -185,7 +195,7 @@ def test_a_child_that_died_while_idle_costs_nothing() -> None:
     with DecoderPool(1) as pool:
         for _ in range(2):
             assert is_right(next(decode_all(pool, [GOOD])))
-            (child,) = children()
+            (child,) = decoders()
             child.kill()
             wait_for("the child to be gone", partial(is_gone, child.pid), 30)
         assert is_right(next(decode_all(pool, [GOOD])))
@@ -209,10 +219,10 @@ def test_the_processor_time_is_limited_for_each_picture() -> None:
 def test_children_end_with_the_pool() -> None:
     with DecoderPool(2) as pool:
         list(decode_all(pool, [jpeg()] * 20))
-        pids = [child.pid for child in children()]
+        pids = [child.pid for child in decoders()]
         assert 1 <= len(pids) <= 2
     assert all(is_gone(pid) for pid in pids)
-    assert children() == []
+    assert decoders() == []
 
 
 def test_children_end_when_their_parent_is_killed() -> None:
@@ -241,12 +251,12 @@ def test_children_know_no_passwords_and_ignore_ctrl_c(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RAGLLAVA_S3_SECRET_KEY", "hunter2")
     with DecoderPool(1) as pool:
         assert is_right(next(decode_all(pool, [GOOD])))
-        (child,) = children()
+        (child,) = decoders()
         assert "hunter2" not in str(child.environ())
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
         assert is_right(next(decode_all(pool, [GOOD])))
-        assert [running.pid for running in children()] == [child.pid]
+        assert [running.pid for running in decoders()] == [child.pid]
 
 
 @pytest.mark.parametrize(("program", "message"), [("/bin/false", "status 1"), ("/no/such/program", "cannot start")])
@@ -257,7 +267,7 @@ def test_a_pool_that_cannot_start_says_so_instead_of_rejecting_pictures(
     with DecoderPool(1) as pool, pytest.raises(DecoderUnavailable, match=message):
         list(decode_all(pool, [GOOD]))
     monkeypatch.undo()
-    assert children() == []
+    assert decoders() == []
 
 
 def test_a_child_loads_neither_numpy_nor_torch() -> None:

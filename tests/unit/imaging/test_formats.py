@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from PIL import Image, ImageChops
 
@@ -18,6 +17,7 @@ from ragllava.errors import ImageRejected
 from ragllava.imaging import kinds, rendering
 from ragllava.imaging.decode import count_pages, decode, page_as_png
 from ragllava.imaging.sandbox import DecoderPool
+from ragllava.lab.bench.processes import peak_mib
 from tests.support.picture_files import (
     BLUE,
     GREEN,
@@ -31,6 +31,7 @@ from tests.support.picture_files import (
     quadrants,
     raw_png,
 )
+from tests.support.processes import decoders
 
 MIB = 2**20
 
@@ -191,13 +192,7 @@ def test_a_hostile_file_of_each_format_is_rejected_within_the_memory(name: str, 
     with pytest.raises(ImageRejected, match=r"\w{4}"):
         pool.decode(HOSTILE[name]())
     assert pool.decode(jpeg()).picture.size == (64, 48)
-    assert peak_mib() < 700
-
-
-def peak_mib() -> int:
-    """The resident memory of the largest decoder, at its peak."""
-    status = [Path(f"/proc/{child.pid}/status").read_text() for child in psutil.Process().children()]
-    return max(int(line.split()[1]) // 1024 for text in status for line in text.splitlines() if "VmHWM" in line)
+    assert max(map(peak_mib, decoders())) < 700
 
 
 # Documents
@@ -252,7 +247,7 @@ def test_a_page_of_any_size_is_drawn_within_the_memory(pool: DecoderPool) -> Non
     assert b"9e8" in page
     result = pool.page(page, 1)
     assert isinstance(result, ImageRejected) or pool.decode(result).picture.width <= rendering.PAGE_SIDE
-    assert peak_mib() < 700
+    assert max(map(peak_mib, decoders())) < 700
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ QWEN3_VL = (
 
 def with_tokenizer(family: str, tokenizer: Any, home: Path) -> Mllm:
     """The family's tiny network, with a vocabulary as large as this tokenizer's."""
-    network, processor = FAMILIES[family]()
     torch.manual_seed(1)
+    network, processor = FAMILIES[family]()
     network.resize_token_embeddings(len(tokenizer))
     for parameter in network.parameters():
         if parameter.dim() > 1:

@@ -99,6 +99,7 @@ def test_a_named_architecture_takes_weights_and_preparation_of_its_tag(
     open_clip.add_model_config(tmp_path / "tiny-test.json")
     tag = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash"}
     monkeypatch.setitem(_PRETRAINED, "tiny-test", {"ours": tag})
+    torch.manual_seed(1)
     network = open_clip.create_model("tiny-test").eval()
     folder = tmp_path / "owner" / "tiny"
     folder.mkdir(parents=True)

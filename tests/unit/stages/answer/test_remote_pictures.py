@@ -19,6 +19,7 @@ import pytest
 from ragllava.errors import UsageError
 from ragllava.local.certificates import certificates_in, make_certificates
 from ragllava.settings import Settings
+from ragllava.stages.answer import remote_pictures
 from ragllava.stages.answer.remote_pictures import RemotePictures, is_public
 
 PICTURE = b"\x89PNG" + bytes(2_000)
@@ -48,6 +49,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     make_certificates(folder, "127.0.0.1")
     asked: list[str] = []
     told: list[str] = []
+    over = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -66,6 +68,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
                         self.wfile.flush()
                         time.sleep(0.02)
                     told.append(self.path)
+                return
+            if self.path == "/silent":
+                over.wait(60)
                 return
             if self.path == "/gone":
                 self.send_error(404)
@@ -93,6 +98,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     yield Host(server.server_port, str(files.authority), asked, told)
+    over.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -120,6 +126,13 @@ def test_what_is_refused(host: Host, path: str, values: dict[str, Any], sentence
     with pytest.raises(UsageError, match=sentence):
         host.fetcher(**values).fetch(host.url(path), 1_000_000)
     assert path == "/a.png" or path not in host.told, "a slow host is not waited for"
+
+
+def test_a_silent_host_is_slow_though_the_watch_comes_late(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read ends at about the same time; on a busy machine the thread of the watch may be the later one."""
+    monkeypatch.setattr(remote_pictures._Watch, "_end", lambda _watch: None)
+    with pytest.raises(UsageError, match="in time"):
+        host.fetcher(whole_s=0.2).fetch(host.url("/silent"), 1_000)
 
 
 def test_too_many_bytes_are_not_read(host: Host) -> None:

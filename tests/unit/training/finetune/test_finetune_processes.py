@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,31 @@ from ragllava.training.data.datasets import (
     write_dataset,
 )
 from ragllava.training.data.examples import Evidence
+from ragllava.training.finetune import run
 from ragllava.training.finetune.checkpoints import last_checkpoint
 from ragllava.training.finetune.launch import last_words, train_in_processes
 from ragllava.training.finetune.presets import choose_settings
 from ragllava.training.finetune.report import TrainingReport, read_report
-from ragllava.training.finetune.run import Failure, FinetuneConfig, main, read_failure, train
+from ragllava.training.finetune.run import Failure, FinetuneConfig, failure_file, main, read_failure, train
 from ragllava.whole_files import MANIFEST
 from tests.support.tiny_checkpoints import load_folder, save_family
 from tests.support.toy_training import PICTURES, SMALL, losses, open_picture
 from tests.support.waiting import wait_for
 
 PROCESS_DEADLINE_S = 180
+
+# A run that does fifteen steps and then nothing more, until it is killed.
+HELD_UP = """
+import sys, time
+from ragllava.training.finetune import run
+
+def hold_up(_owner, step, _last_step):
+    while step == 15:
+        time.sleep(1)
+
+run._require_owner = hold_up
+sys.exit(run.main(sys.argv[1:]))
+"""
 
 
 def prepare_run(folder: Path, role: Role, **settings: Any) -> Path:
@@ -100,7 +115,7 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
     )
     command = ["-m", "ragllava.training.finetune.run", str(run_file)]
     result, work = tmp_path / "tuned", tmp_path / "tuned.work"
-    with started(command, tmp_path / "home") as process:
+    with started(["-c", HELD_UP, str(run_file)], tmp_path / "home") as process:
 
         def has_checkpoint() -> bool:
             assert process.poll() is None, f"ended with {process.returncode}"
@@ -190,6 +205,19 @@ def test_processes_that_were_killed_leave_no_reason_but_the_last_line_that_says_
     for torn in ("", '{"sentence": "cut', "[]"):
         (tmp_path / "failed.json").write_text(torn)
         assert read_failure(tmp_path / "run.json") is None
+
+
+def test_a_reason_is_told_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process, which finds it and ends, has the launcher end this one."""
+    run_file = tmp_path / "run.json"
+
+    def looked_at(failure: Failure) -> dict[str, Any]:
+        assert not failure_file(run_file).exists()
+        return asdict(failure)
+
+    monkeypatch.setattr(run, "asdict", looked_at)
+    assert main([str(run_file)]) == 2
+    assert read_failure(run_file) is not None
 
 
 def test_a_run_file_that_cannot_be_read_ends_with_one_sentence(
