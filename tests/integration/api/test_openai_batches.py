@@ -297,16 +297,21 @@ def test_a_server_that_stalls_makes_no_second_batch(sdk: OpenAI, front: Front) -
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
-    with front.office.engine.connect() as stalling, ThreadPoolExecutor(1) as threads:
+    engine = front.office.engine
+    with (
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watching,
+        engine.connect() as stalling,
+        ThreadPoolExecutor(1) as threads,
+    ):
         stalling.execute(text("LOCK TABLE batches IN SHARE ROW EXCLUSIVE MODE"))
         creating = threads.submit(create, impatient, file_id)
         try:
-            with front.office.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watching:
-                wait_for("the request and its repetition", lambda: watching.scalar(waiting) >= 2, 60)
+            wait_for("the request and its repetition", lambda: watching.scalar(waiting) >= 2, 60)
         finally:
             impatient.timeout = 60.0  # from its next attempt on: a slow server answers in time, too
             stalling.rollback()
         batch = creating.result()
+        wait_for("the end of those that were given up", lambda: watching.scalar(waiting) == 0, 60)
     ended(sdk, batch.id)
     with front.office.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(batches)).scalar_one() == 1
