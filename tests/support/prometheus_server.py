@@ -22,6 +22,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@contextmanager
+def kept_port() -> Iterator[int]:
+    """A port that nobody else is given before the end of the block; a server that is told to may listen on it, if it
+    allows the reuse of addresses, as ours and Prometheus do."""
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", 0))
+        yield int(keeper.getsockname()[1])
+
+
 @dataclass(frozen=True, slots=True)
 class Prometheus:
     """A server that runs, by its address. While it starts, it has no answers."""
@@ -65,7 +75,6 @@ def running_prometheus(
     folder: Path, rules: Path, targets: Mapping[str, str], evaluation: str = "1s"
 ) -> Iterator[Prometheus]:
     """It scrapes each target as often as `targets` says, by address and interval: `{"127.0.0.1:8601": "1s"}`."""
-    address = f"127.0.0.1:{free_port()}"
     scrapes = [
         {"job_name": target, "scrape_interval": interval, "scrape_timeout": interval}
         | {"static_configs": [{"targets": [target]}]}
@@ -78,20 +87,21 @@ def running_prometheus(
     }
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(configuration))
-    process = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={file}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address={address}",
-            "--web.enable-lifecycle",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        with PoolManager(retries=False, timeout=60) as pool:
-            yield Prometheus(f"http://{address}", pool)
-    finally:
-        process.terminate()
-        process.wait(30)
+    with kept_port() as port:
+        process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={file}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+                "--web.enable-lifecycle",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            with PoolManager(retries=False, timeout=60) as pool:
+                yield Prometheus(f"http://127.0.0.1:{port}", pool)
+        finally:
+            process.kill()
+            process.wait()

@@ -26,9 +26,10 @@ from starlette.routing import Route
 
 from ragllava.models.adapters import Adapter
 from ragllava.models.mllm import Mllm
+from tests.support.waiting import wait_for
 
 BASE = "the-base"
-_START_S = 10.0
+_STOP_S = 10.0
 _MAX_LOGPROBS = 20
 
 
@@ -147,10 +148,11 @@ def serving(server: ModelServer) -> Iterator[ModelServer]:
     thread.start()
     server.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
+        wait_for("the server to start", lambda: runner.started, 60)  # its port refuses connections until then
         yield server
     finally:
         runner.should_exit = True
-        thread.join(_START_S)
+        thread.join(_STOP_S)
         listening.close()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -43,11 +42,14 @@ from tests.support.foreign_bucket import make_bucket
 from tests.support.maintenance_tasks import a_training, do, execute
 from tests.support.metrics_page import RULES
 from tests.support.picture_files import encoded, quadrants
-from tests.support.prometheus_server import Prometheus, running_prometheus
+from tests.support.prometheus_server import Prometheus, kept_port, running_prometheus
 from tests.support.waiting import wait_for
 from tests.support.workshop import ARCHIVE, Workshop
 
-pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed"),
+    pytest.mark.timeout(900),  # each wait has a limit of its own
+]
 
 QUICKER = 300
 SCRAPE = "2s"
@@ -83,7 +85,6 @@ class Server:
 
     client: Client
     proxy: Proxy
-    port: socket.socket  # bound until it serves, so that no other process takes the port of its target meanwhile
     running: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -91,7 +92,6 @@ class Server:
         return f"127.0.0.1:{self.client.settings.metrics_port}"
 
     def start(self) -> None:
-        self.port.close()
         self.running.enter_context(serving_metrics(self.client.settings, self.client.metrics.read, kept_s=0.1))
 
     def stop(self) -> None:
@@ -103,15 +103,14 @@ def server_behind_proxy(settings: Settings) -> Iterator[Server]:
     url = make_url(str(settings.api_database()))
     upstream = Path(str(url.query["host"])) / PostgresService.socket_name
     # A path that is short enough for a socket.
-    with tempfile.TemporaryDirectory(prefix="ragllava-tests-") as folder, socket.socket() as port:
-        port.bind(("127.0.0.1", 0))
+    with tempfile.TemporaryDirectory(prefix="ragllava-tests-") as folder, kept_port() as port:
         there = url.update_query_dict({"host": folder}).render_as_string(hide_password=False)
-        own = settings.model_copy(update={"api_database_url": SecretStr(there), "metrics_port": port.getsockname()[1]})
+        own = settings.model_copy(update={"api_database_url": SecretStr(there), "metrics_port": port})
         with (
             closing(Proxy(Path(folder) / upstream.name, upstream)) as proxy,
             Client(own, name="metrics", for_tenants=True) as client,
         ):
-            server = Server(client, proxy, port)
+            server = Server(client, proxy)
             yield server
             server.stop()
 

@@ -60,14 +60,14 @@ def test_killed_at_any_time(office: Office, environment: dict[str, str]) -> None
         assert (count(office, jobs), count(office, questions)) == (1, QUESTIONS)
         office.drain()
         publish_missing_results(office.engine, office.objects)
-        with httpx.stream("GET", f"{url}/v1/jobs/{job_id}/results?format=csv", headers=headers) as answer:
+        with httpx.stream("GET", f"{url}/v1/jobs/{job_id}/results?format=csv", headers=headers, timeout=60) as answer:
             tag, first = answer.headers["etag"], next(answer.iter_raw(50_000))
             server.kill()  # while it sends results
     with process(environment) as (url, _):
         where = f"{url}/v1/jobs/{job_id}/results?format=csv"
-        rest = httpx.get(where, headers=headers | {"range": f"bytes={len(first)}-", "if-range": tag})
+        rest = httpx.get(where, headers=headers | {"range": f"bytes={len(first)}-", "if-range": tag}, timeout=60)
         assert rest.status_code == 206 and rest.headers["etag"] == tag
-        results = httpx.get(where, headers=headers).content
+        results = httpx.get(where, headers=headers, timeout=60).content
     assert first + rest.content == results and results.count(b"stamp ") == QUESTIONS
 
 
@@ -92,7 +92,7 @@ def killed_around_a_file(office: Office, environment: dict[str, str], headers: d
     with process(environment) as (url, server):
         file_id = send(url, headers, content)
         assert count(office, uploads) == 1
-        with httpx.stream("GET", f"{url}/v1/files/{file_id}/content", headers=headers) as answer:
+        with httpx.stream("GET", f"{url}/v1/files/{file_id}/content", headers=headers, timeout=60) as answer:
             pieces = answer.iter_raw(MIB)
             assert next(pieces) == content[:MIB]
             server.kill()  # while it sends the file

@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,16 @@ def read_lines(sdk: OpenAI, file_id: str) -> list[Any]:
     return [json.loads(row) for row in sdk.files.content(file_id).text.splitlines()]
 
 
-def test_from_upload_to_output(sdk: OpenAI) -> None:
+def test_from_upload_to_output(sdk: OpenAI, front: Front) -> None:
+    front.office.hold_up()  # else the batch may end before its creation is answered
     file_id = upload(sdk, lines(3))
     stored = sdk.files.retrieve(file_id)
     assert (stored.filename, stored.purpose, stored.bytes) == ("q.jsonl", "batch", len(lines(3)))
     assert stored.expires_at == stored.created_at + 30 * 86_400
     created = create(sdk, file_id, metadata={"mine": "yes", "top_k": "5"})
-    assert created.status in ("validating", "in_progress", "finalizing", "completed")
+    assert created.status in ("validating", "in_progress")
     assert created.output_file_id is None and created.expires_at == created.created_at + 86_400
+    front.office.go_on()
     batch = ended(sdk, created.id)
     assert batch.status == "completed" and batch.completed_at and batch.in_progress_at and batch.finalizing_at
     assert batch.metadata == {"mine": "yes", "top_k": "5"} and batch.error_file_id is None and batch.errors is None
@@ -290,14 +293,25 @@ def test_a_repeated_create_makes_no_second_batch(sdk: OpenAI, front: Front) -> N
 
 def test_a_server_that_stalls_makes_no_second_batch(sdk: OpenAI, front: Front) -> None:
     """The SDK gives up waiting and repeats, while the first request still waits for the table."""
-    file_id = upload(sdk, lines(2))
-    with front.office.engine.connect() as connection:
-        connection.execute(text("LOCK TABLE batches IN SHARE ROW EXCLUSIVE MODE"))
-        release = threading.Timer(2.0, connection.rollback)
-        release.start()
-        impatient = sdk.with_options(timeout=0.5, max_retries=20)
-        batch = create(impatient, file_id)
-        release.join()
+    file_id, impatient = upload(sdk, lines(2)), sdk.with_options(timeout=0.5, max_retries=20)
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    engine = front.office.engine
+    with (
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watching,
+        engine.connect() as stalling,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        stalling.execute(text("LOCK TABLE batches IN SHARE ROW EXCLUSIVE MODE"))
+        creating = threads.submit(create, impatient, file_id)
+        try:
+            wait_for("the request and its repetition", lambda: watching.scalar(waiting) >= 2, 60)
+        finally:
+            impatient.timeout = 60.0  # from its next attempt on: a slow server answers in time, too
+            stalling.rollback()
+        batch = creating.result()
+        wait_for("the end of those that were given up", lambda: watching.scalar(waiting) == 0, 60)
     ended(sdk, batch.id)
     with front.office.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(batches)).scalar_one() == 1

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -24,6 +24,7 @@ from ragllava.api.server import THREADS
 from ragllava.client import Client
 from ragllava.client.access.access import Access
 from ragllava.client.questions import Questions
+from ragllava.errors import ServiceUnavailable
 from ragllava.local.service import http_get
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
@@ -32,6 +33,7 @@ from ragllava.stores.schema import batches, uploads
 from ragllava.whole_files import file_sha256
 from tests.support.api_server import Front, make_key
 from tests.support.holding import holding
+from tests.support.prometheus_server import kept_port
 from tests.support.waiting import wait_for
 
 MIB = 2**20
@@ -47,24 +49,23 @@ def plain(settings: Settings) -> Iterator[Client]:
 @contextmanager
 def process(environment: dict[str, str], *options: str) -> Iterator[tuple[str, psutil.Process]]:
     """`ragllava serve` on a free port."""
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
-    command = [sys.executable, "-m", "ragllava", "serve", "--port", str(port), *options]
-    child = subprocess.Popen(command, env=os.environ | environment)
-    try:
-        url = f"http://127.0.0.1:{port}"
+    with kept_port() as port:
+        command = [sys.executable, "-m", "ragllava", "serve", "--port", str(port), *options]
+        child = subprocess.Popen(command, env=os.environ | environment)
+        try:
+            url = f"http://127.0.0.1:{port}"
 
-        def answers() -> bool:
-            assert child.poll() is None
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0 and http_get(f"{url}/healthz").status == 200
+            def answers() -> bool:
+                assert child.poll() is None
+                with suppress(ServiceUnavailable):
+                    return http_get(f"{url}/healthz").status == 200
+                return False
 
-        wait_for("the server", answers, 60)
-        yield url, psutil.Process(child.pid)
-    finally:
-        child.kill()
-        child.wait()
+            wait_for("the server", answers)
+            yield url, psutil.Process(child.pid)
+        finally:
+            child.kill()
+            child.wait()
 
 
 def peak_mib(server: psutil.Process) -> int:
@@ -106,7 +107,7 @@ def test_it_refuses_to_be_reached_from_elsewhere_without_a_key(plain: Client, en
     assert refused.returncode == 1 and "ragllava keys create" in refused.stderr
     make_key(plain, "read")
     with process(environment, "--host", "0.0.0.0") as (url, _):
-        assert http_get(f"{url}/healthz").status == 200
+        assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
 
 
 def test_it_needs_the_role_of_its_own(environment: dict[str, str]) -> None:
@@ -120,8 +121,7 @@ def test_killed_in_an_upload_and_in_a_create_nothing_is_there_twice(plain: Clien
     key = make_key(plain, "ask")
     content = b'{"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"input": "?"}}'
     for _ in range(3):
-        with process(environment) as (url, server):
-            sdk = OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+        with process(environment) as (url, server), open_sdk(url, key) as sdk:
             file_id = sdk.files.create(
                 file=("q.jsonl", content), purpose="batch", extra_headers={"x-stainless-retry-count": "1"}
             ).id
@@ -131,12 +131,15 @@ def test_killed_in_an_upload_and_in_a_create_nothing_is_there_twice(plain: Clien
                 while True:
                     create(sdk, file_id)
             killer.join()
-    with process(environment) as (url, _):
-        sdk = OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+    with process(environment) as (url, _), open_sdk(url, key) as sdk:
         create(sdk, file_id)
     with plain.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(batches)).scalar_one() == 1
         assert connection.execute(select(func.count()).select_from(uploads)).scalar_one() == 1
+
+
+def open_sdk(url: str, key: str) -> OpenAI:
+    return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
 
 
 def create(sdk: OpenAI, file_id: str) -> None:
@@ -164,14 +167,16 @@ def test_sigterm_lets_an_answer_end(plain: Client, environment: dict[str, str]) 
         wait_for("the server to stop", lambda: not server.is_running() or server.status() == "zombie", 30)
 
 
-def test_limits_are_answered_with_their_number(front: Front) -> None:
+def test_limits_are_answered_with_their_number(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     key = front.key()
+    monkeypatch.setattr(bodies, "_DISCARDING_S", 60.0)  # the client sends all of it, however slowly
     for path, most in (("/v1/batches", "16,777,216"), ("/v1/chat/completions", "33,554,432")):
         status, body, _ = front.call("POST", path, key, json={"model": "x" * (33 * MIB)})
         assert status == 413 and f"{most} bytes" in body["error"]["message"]
     host, _, port = front.url.removeprefix("http://").partition(":")
     head = f"POST /v1/files HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
     form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999999999\r\n\r\n"
+    monkeypatch.setattr(bodies, "_DISCARDING_S", 0.1)  # nothing more comes
     with socket.create_connection((host, int(port)), timeout=60) as large:
         large.sendall((head + form).encode())
         answer = large.recv(4_000).decode()

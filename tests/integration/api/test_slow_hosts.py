@@ -131,7 +131,7 @@ def test_searches_that_wait_for_a_worker_hold_up_no_fetch(front: Front, monkeypa
         try:
             running = [threads.submit(search, few, key, REMOTE) for _ in range(2)]
             with office.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                wait_for("both searches to begin", lambda: connection.scalar(waiting) == 2, 20)
+                wait_for("both searches to begin", lambda: connection.scalar(waiting) == 2, 60)
         finally:
             office.go_on()
         assert [call.result() for call in running] == [200, 200]

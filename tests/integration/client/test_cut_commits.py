@@ -24,8 +24,9 @@ Action = Callable[[Client, Path], object]
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as client:
-        desk = Desk(client.engine, settings)
+    unhurried = settings.model_copy(update={"tick_s": 600.0})  # workers are taken for gone after three ticks
+    with Client(unhurried) as client:
+        desk = Desk(client.engine, unhurried)
         desk.live_worker()
         desk.questions_job(2, per_shard=1)
         desk.drain()

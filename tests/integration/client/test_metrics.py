@@ -24,6 +24,7 @@ from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.maintenance import ticks, totals
 from tests.conftest import own_settings
 from tests.support.job_rows import Desk
+from tests.support.many_rows import unhurried
 from tests.support.plans import visited_rows
 
 Numbers = dict[tuple[str, tuple[str, ...]], float]
@@ -327,7 +328,7 @@ def large(services: Settings, template_database: str) -> Iterator[Settings]:
     """A database with many ended jobs, and one large job of which a few shards are left."""
     with own_settings(services, template_database) as own:
         owner = make_engine(own.require_database_owner(), name="large owner")
-        with owner.begin() as connection:
+        with unhurried(owner) as connection:
             for statement in _LARGE.split(";\n"):
                 connection.exec_driver_sql(statement)
         owner.dispose()

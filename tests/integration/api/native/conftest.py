@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 def shop(services: Settings, template_database: str, models: ModelBundle, postcards: Postcards) -> Iterator[Shop]:
     """The archive `postcards` has 20 of them, `coins` is empty; tests of a module share both."""
     with own_settings(services, template_database) as own:
-        known = own.model_copy(
-            update={"api_buckets": "s3://shared/", "leave_one_out": False, "api_answer_timeout_s": 30.0}
-        )
+        known = own.model_copy(update={"api_buckets": "s3://shared/", "leave_one_out": False})
         with open_workshop(known, models) as workshop:
             workshop.ingest_files(cards(postcards, 0, CARDS), "postcards")
             with open_shop(workshop) as shop:

@@ -40,7 +40,7 @@ OPERATIONS = [found.ok() for found in DESCRIBED if isinstance(found, Ok)]
 @pytest.fixture(scope="module")
 def described(services: Settings, template_database: str) -> Iterator[Front]:
     with own_settings(services, template_database) as given:
-        chosen = {"api_open_jobs": 0, "api_answer_timeout_s": 20.0, "webhook_hosts": "https://example.org"}
+        chosen = {"api_open_jobs": 0, "webhook_hosts": "https://example.org"}
         with open_front(given.model_copy(update=chosen)) as front:
             yield front
 
@@ -60,7 +60,7 @@ def test_every_answer_is_as_declared(described: Front, operation: Operation, mod
     @hypothesis.given(case=cases)
     def run(case: schemathesis.Case[Any]) -> None:
         with requests.Session() as session:
-            response = case.call(base_url=described.url, session=session, headers=headers, timeout=60)
+            response = case.call(base_url=described.url, session=session, headers=headers, timeout=180)
         case.validate_response(response, checks=CHECKS)
 
     has_input = operation.path_parameters or operation.query or operation.body

@@ -52,7 +52,7 @@ class Target:
 @pytest.fixture(scope="module")
 def target(services: Settings, template_database: str) -> Iterator[Target]:
     with own_settings(services, template_database) as given:
-        chosen = {"webhook_hosts": HOOK, "api_open_jobs": 0, "api_answer_timeout_s": 20.0}
+        chosen = {"webhook_hosts": HOOK, "api_open_jobs": 0}
         with open_front(given.model_copy(update=chosen)) as front:
             own, foreign = make_place(front, "stamps"), make_place(front, "coins")
             yield Target(front, own, foreign, front.key("admin", ["stamps"]))
@@ -100,7 +100,7 @@ def encoded(draw: st.DataObject, body: Any) -> bytes:
 
 def test_damaged_requests_do_no_harm(target: Target) -> None:
     headers = {"authorization": f"Bearer {target.key}"}
-    with httpx.Client(base_url=target.front.url, headers=headers, timeout=60) as http:
+    with httpx.Client(base_url=target.front.url, headers=headers, timeout=180) as http:
 
         @hypothesis.settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
         @hypothesis.given(damaged(), st.data())

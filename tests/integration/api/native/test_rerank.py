@@ -109,7 +109,9 @@ def test_pairs_are_scored_under_three_names(http: httpx.Client, left: str, right
     one = post(http, "/score", {left: "a mill", right: "a mill by a river"})
     many = post(http, "/score", {left: "a mill", right: ["a mill by a river", "a barn"]})
     pairs = post(http, "/v1/score", {left: ["a mill", "a mill"], right: ["a mill by a river", "a barn"]})
-    assert many["data"] == pairs["data"] and many["data"][0] == one["data"][0]
+    assert many["data"] == pairs["data"] and many["data"][0]["index"] == one["data"][0]["index"] == 0
+    # A pair alone and the same pair in a batch are computed by other kernels.
+    assert many["data"][0]["score"] == pytest.approx(one["data"][0]["score"], abs=2e-6)
     assert http.post("/score", json={left: ["a", "b"], right: ["a", "b", "c"]}).status_code == 400
 
 
@@ -175,7 +177,7 @@ def test_without_a_worker_a_request_ends_with_504_and_is_cancelled(shop: Shop) -
         with (
             Client(hurried, name="hurried", for_tenants=True) as client,
             serving(client) as url,
-            httpx.Client(base_url=url, headers=headers) as http,
+            httpx.Client(base_url=url, headers=headers, timeout=60) as http,
         ):
             answer = http.post("/rerank", json={"query": "red", "documents": ["a"]})
             assert answer.status_code == 504 and answer.headers["x-should-retry"] == "false"
@@ -188,7 +190,7 @@ def test_without_a_worker_a_request_ends_with_504_and_is_cancelled(shop: Shop) -
 def test_the_cohere_client_works(shop: Shop) -> None:
     key = shop.key("ask", "postcards")
     texts = ["a barn in winter", "a lighthouse at sunset"]
-    with httpx.Client() as connection:
+    with httpx.Client(timeout=120) as connection:
         v2 = cohere.ClientV2(api_key=key, base_url=shop.url, httpx_client=connection)
         answer = v2.rerank(model="ragllava/postcards", query="a lighthouse", documents=texts, top_n=1)
         assert len(answer.results) == 1 and 0 <= answer.results[0].relevance_score <= 1

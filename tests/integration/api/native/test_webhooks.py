@@ -29,7 +29,8 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def desk(engine: Engine, settings: Settings, receiver: Receiver) -> Desk:
-    desk = Desk(engine, settings.model_copy(update={"webhook_hosts": receiver.address}))
+    # Workers are taken for gone after three ticks, and nobody ticks.
+    desk = Desk(engine, settings.model_copy(update={"webhook_hosts": receiver.address, "tick_s": 600.0}))
     desk.live_worker()
     return desk
 
