@@ -262,7 +262,7 @@ def test_second_opinions_show_agreement(front: Front, browser: Browser, desk: De
         settle(page)
         page = open_page(other, desk)
         page.get_by_role("link", name="3 wait for a second opinion").click()
-        page.wait_for_url("**second=true**")
+        page.wait_for_url("**second=**")
         wait_for("cases ahead", lambda: cases_ahead(page) >= 3, 60)
         for keys in ("a", "a", "nx"):
             for key in keys:
