@@ -240,6 +240,7 @@ def test_one_key_makes_one_job(shell: Terminal, first_ingest: Typed) -> None:
 
 def test_a_job_is_paused_resumed_cancelled_and_retried(shell: Terminal, client: Client, first_ingest: Typed) -> None:
     job = str(shell.call("submit", "many.jsonl", "--archive", "cards", "--json").json["job"])
+    client.jobs.pause(int(job))  # at once: on a busy machine the job could end while the next command starts
     assert shell.do("jobs", "pause", job) == f"job {job} is paused; `ragllava jobs resume {job}` continues it\n"
     assert shell.call_well("jobs", "show", job).startswith(f"job {job} paused: 96 questions: ")
     [row] = [row for row in shell.call_well("jobs", "list", "--open").splitlines() if row.split()[0] == job]
@@ -247,7 +248,7 @@ def test_a_job_is_paused_resumed_cancelled_and_retried(shell: Terminal, client: 
     refused = shell.call("jobs", "retry", job)
     assert refused.code == 1 and "only an ended job can be retried" in refused.err
     assert shell.call_well("jobs", "resume", job) == f"job {job} is running again\n"
-    client.jobs.pause(int(job))  # at once: on a busy machine the job could end while the next command starts
+    client.jobs.pause(int(job))
     shell.call_well("jobs", "cancel", job)
 
     counts = client.jobs.wait(int(job), timeout_s=60).progress.by_status

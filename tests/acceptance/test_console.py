@@ -29,6 +29,7 @@ from tests.conftest import environment_of, own_settings
 from tests.support.api_server import make_key
 from tests.support.browser import Visitor, expect, visiting
 from tests.support.processes import ROOT
+from tests.support.prometheus_server import free_port
 from tests.support.toy_questions import COLORS, draw_sheet, tiny_profile
 from tests.support.waiting import wait_for
 
@@ -93,9 +94,7 @@ def system(services: Settings, template_database: str, tmp_path_factory: pytest.
 @contextmanager
 def site(settings: Settings, logs: Path) -> Iterator[str]:
     """`ragllava serve`; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "ragllava", "serve", "--port", str(port)]
     with (logs / "serve.log").open("ab") as log:
         process = subprocess.Popen(command, env=os.environ | environment_of(settings), cwd=ROOT, stdout=log, stderr=log)
@@ -167,7 +166,7 @@ def add_pictures(visitor: Visitor, folder: Path) -> None:
     page = visitor.page
     page.get_by_role("heading", name="Add pictures").wait_for()
     drop(visitor, page.locator("#upload"), folder)
-    page.get_by_role("link", name="Look at the pictures").wait_for(timeout=60_000)
+    page.get_by_role("link", name="Look at the pictures").wait_for(timeout=180_000)
     expect(page.locator("#progress")).to_contain_text(
         f"All {2 * FOLDERS} files have an outcome: {2 * FOLDERS} stored", use_inner_text=True
     )
@@ -185,7 +184,7 @@ def ask_questions(visitor: Visitor, file: Path) -> None:
     drop(visitor, page.locator("[data-drop]"), file)
     page.get_by_role("region", name="what is in the file").get_by_text("Which sheet belongs to number 0?").wait_for()
     page.get_by_role("button", name="Submit", exact=True).click()
-    page.locator("#job .chip.completed").wait_for(timeout=60_000)
+    page.locator("#job .chip.completed").wait_for(timeout=180_000)
 
 
 def drop(visitor: Visitor, zone: Locator, path: Path) -> None:
@@ -205,6 +204,7 @@ def review_by_mouse(page: Page, cases: int) -> None:
     """Mark the pictures of so many cases and call their answers wrong."""
     page.wait_for_selector("#review[data-at]")
     for _ in range(cases):
+        page.wait_for_selector("form.case")
         shown = page.locator(".candidate")
         for number in range(shown.count()):
             is_red = "red" in shown.nth(number).locator(".caption").inner_text()
@@ -248,7 +248,7 @@ def test_by_keyboard_alone_a_refused_model_is_promoted_and_rolled_back(
         keys.press("Enter")
         page.get_by_role("heading", name="Add pictures").wait_for()
         choose(page, page.locator("#folder"), own.folder)
-        page.get_by_role("link", name="Look at the pictures").wait_for(timeout=60_000)
+        page.get_by_role("link", name="Look at the pictures").wait_for(timeout=180_000)
         expect(page.locator("#progress")).to_contain_text("4 stored", use_inner_text=True)
         open_section(page, "Jobs")
         enter(page, page.get_by_role("link", name="Submit questions"))
@@ -258,7 +258,7 @@ def test_by_keyboard_alone_a_refused_model_is_promoted_and_rolled_back(
         choose(page, page.locator("#file"), own.questions)
         page.get_by_role("region", name="what is in the file").wait_for()
         enter(page, page.get_by_role("button", name="Submit", exact=True))
-        page.locator("#job .chip.completed").wait_for(timeout=60_000)
+        page.locator("#job .chip.completed").wait_for(timeout=180_000)
         open_section(page, "Review")
         review_by_keys(page, 3)
         train_by_keyboard(page)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,12 @@ def expect(there: Locator) -> LocatorAssertions:
     return expect_of(there)
 
 
+def is_true_soon(page: Page, condition: Callable[[], bool]) -> bool:
+    """Whether it is true after a moment in which the page and its events go on."""
+    page.wait_for_timeout(50)
+    return condition()
+
+
 @dataclass
 class Visitor:
     """A page of a browser that has cookies of its own, and what went wrong in it. `expects`: what is meant to."""
@@ -104,6 +110,7 @@ class Visitor:
         from axe_playwright_python.sync_playwright import Axe
 
         options = {"runOnly": {"type": "rule", "values": list(rules)}} if rules else _WCAG
+        self.page.wait_for_load_state()  # what was clicked before may still be without its styles
         response: Any = Axe().run(self.page, options=options).response
         found = [
             f"{item['id']}: {item['help']}: {[node['html'][:160] for node in item['nodes'][:3]]}"
@@ -113,6 +120,7 @@ class Visitor:
 
     def check_fits(self) -> None:
         """Nothing is wider than the window."""
+        self.page.wait_for_load_state()
         overflow = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert overflow <= 0, f"{self.page.url} is {overflow} pixels too wide at {self.page.viewport_size}"
 
@@ -155,5 +163,15 @@ def visiting(
     try:
         yield visitor
         visitor.check_faults()
+    finally:
+        _leave(context)
+
+
+def _leave(context: BrowserContext) -> None:
+    """Playwright raises what a handler of a request that is still on its way raises from the next call of whoever it
+    is: of the next test."""
+    try:
+        for page in context.pages:
+            page.unroute_all(behavior="ignoreErrors")
     finally:
         context.close()

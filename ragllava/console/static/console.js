@@ -14,12 +14,24 @@
   // A part with data-events fetches itself when there is news. It polls as well, often only while no events come.
   const RARELY_MS = 15_000, AGAIN_MS = 30_000;
   const sources = new Map();
+  const missed = new Set(); // the addresses of parts with news that could not be fetched yet
   const partOf = (address) => [...document.querySelectorAll("[data-events]")].find((part) => part.dataset.events === address);
+  const renew = (address) => {
+    const part = partOf(address);
+    if (!part) return;
+    // A fetch that is on its way may have been answered before the news, and htmx asks nothing for a replaced part.
+    if (part.classList.contains("htmx-request")) missed.add(address);
+    else htmx.trigger(part, "news");
+  };
+  const catchUp = () => {
+    const addresses = [...missed];
+    missed.clear();
+    addresses.forEach(renew);
+  };
   const follow = (address) => {
     const source = new EventSource(address);
-    const renew = () => { const part = partOf(address); if (part) htmx.trigger(part, "news"); };
-    source.addEventListener("progress", renew);
-    source.addEventListener("end", () => { source.close(); renew(); });
+    source.addEventListener("progress", () => renew(address));
+    source.addEventListener("end", () => { source.close(); renew(address); });
     sources.set(address, { source, since: Date.now(), renewed: Date.now() });
   };
   // Hidden tabs listen to nothing: a browser has few connections to a host.
@@ -35,6 +47,7 @@
   };
   document.addEventListener("visibilitychange", listen);
   document.addEventListener("htmx:afterSettle", listen);
+  document.addEventListener("htmx:afterSettle", catchUp);
   window.addEventListener("pageshow", listen);
   window.addEventListener("pagehide", () => sources.forEach(({ source }) => source.close()));
 
@@ -46,6 +59,19 @@
     const isFollowed = told?.source.readyState === EventSource.OPEN && Date.now() - told.renewed < RARELY_MS;
     if (document.hidden || (isFollowed && !isNews)) event.preventDefault();
     else if (told) told.renewed = Date.now();
+  });
+
+  // A part stays as it is while something in it is pressed: a press that ends on another button is no click.
+  let pressed = null;
+  document.addEventListener("pointerdown", (event) => { if (event.button === 0) pressed = event.target; }, true);
+  for (const end of ["pointerup", "pointercancel"]) {
+    document.addEventListener(end, () => setTimeout(() => { pressed = null; catchUp(); }), true); // after the click
+  }
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const { poll, events } = event.target.dataset;
+    if (poll === undefined || !pressed || !event.target.contains(pressed)) return;
+    event.detail.shouldSwap = false;
+    if (events) missed.add(events);
   });
 
   // What a part could not be fetched for is over when it can be.

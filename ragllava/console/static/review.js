@@ -10,7 +10,7 @@
 
   const server = new ReviewServer(root.dataset);
   const outbox = new ReviewOutbox(server, root, { saved, refused, emptied });
-  const queue = new ReviewQueue(server, root, (sentence) => outbox.report(sentence, ""));
+  const queue = new ReviewQueue(server, root, { report: (sentence) => outbox.report(sentence, ""), ended });
   const history = []; // { item, opinion } that `u` undoes, the newest last
   let progressAt = Date.now();
 
@@ -62,6 +62,11 @@
   // At the end, or after a while of quick work: whether the labels are enough for a training is to be seen at once.
   function emptied() {
     if (queue.isAtEnd || Date.now() - progressAt > PROGRESS_MS) showProgress();
+  }
+
+  // What the queue tells: the last reviews may be saved before it is known that they are the last.
+  function ended() {
+    if (history.length && !outbox.unsent) showProgress();
   }
 
   // Forms and keys

@@ -9,7 +9,7 @@ class ReviewQueue {
 
   #server;
   #root;
-  #report; // called with a sentence when the server refuses further cases
+  #told; // what is called: report(sentence) when the server refuses further cases, ended() when no case is left
   #holder = document.getElementById("case");
   #cases = [];
   #at = -1;
@@ -18,10 +18,10 @@ class ReviewQueue {
   #fetching = null;
   #images = new Map(); // by address, so that what is loaded ahead stays
 
-  constructor(server, root, report) {
+  constructor(server, root, told) {
     this.#server = server;
     this.#root = root;
-    this.#report = report;
+    this.#told = told;
     document.addEventListener("focusin", (event) => {
       const picture = event.target.closest?.(".candidate");
       if (!picture) return;
@@ -115,12 +115,13 @@ class ReviewQueue {
     }).catch((error) => {
       if (error instanceof ReviewRefused) {
         this.#isDone = true;
-        this.#report(error.message);
+        this.#told.report(error.message);
       } else setTimeout(() => this.#fetchAhead(), ReviewQueue.#AGAIN_MS);
     }).finally(() => {
       this.#fetching = null;
       if (this.#isWaiting) this.#show(this.#at);
       this.#tell();
+      if (this.isAtEnd) this.#told.ended();
     });
   }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, update
 
 from ragllava.client import Client
 from ragllava.models import familiarity
@@ -181,7 +181,7 @@ def test_workers_with_another_profile_are_named(
         connection.execute(update(workers).values(versions={"profile": "mini"}))
     assert "profile" not in run("submit", questions(tmp_path), "--archive", ARCHIVE)[2]
     with workshop.engine.begin() as connection:
-        connection.execute(update(workers).values(versions={"profile": "base"}))
+        connection.execute(update(workers).values(versions={"profile": "base"}, seen_at=func.now()))
     says = "this command has the profile mini, but workers run base (answer@test); set the same RAGLLAVA_PROFILE"
     assert says in run("submit", questions(tmp_path), "--archive", ARCHIVE)[2]
     assert says in run("ask", "What?", "--archive", ARCHIVE, "--timeout", "0.1")[2]

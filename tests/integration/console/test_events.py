@@ -15,12 +15,12 @@ from ragllava.api.app import POOL
 from ragllava.api.following import Followers
 from ragllava.client import Client
 from tests.support.api_server import Front, serving
-from tests.support.browser import visiting
+from tests.support.browser import expect, is_true_soon, visiting
 from tests.support.console_client import reading
 from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route
+    from playwright.sync_api import APIResponse, Browser, Page, Route
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +34,29 @@ def held_up_job(front: Front) -> int:
     return front.client.questions.submit(["What?"] * 2, "stamps", name="watched").job_id
 
 
+def fulfill_without_polling(route: Route, answer: APIResponse) -> None:
+    """As it came, but that it polls once an hour."""
+    route.fulfill(response=answer, body=re.sub(r"every \d+s", "every 3600s", answer.text()))
+
+
 def without_polling(page: Page) -> None:
     """The page and its parts come as they are, but that they poll once an hour."""
 
     def rewrite(route: Route) -> None:
-        answer = route.fetch()
-        route.fulfill(response=answer, body=re.sub(r"every \d+s", "every 3600s", answer.text()))
+        fulfill_without_polling(route, route.fetch())
 
     page.route(re.compile(r"/console(/jobs|/overview/state)?(/\d+|/list)?(/state)?(\?.*)?$"), rewrite)
+
+
+NOTE_EVENTS = """
+    window.told = [];
+    window.EventSource = class extends EventSource {
+        constructor(address) {
+            super(address);
+            for (const kind of ["progress", "end"]) this.addEventListener(kind, () => window.told.push(kind));
+        }
+    };
+"""
 
 
 @pytest.mark.parametrize(
@@ -67,6 +82,24 @@ def test_a_page_follows_its_jobs_by_events_alone(
         page.locator(before.format(job=job)).wait_for()
         front.office.go_on()
         page.locator(after.format(job=job)).wait_for(state="attached")
+
+
+def test_news_that_comes_while_a_part_is_fetched_is_shown(front: Front, browser: Browser) -> None:
+    job = held_up_job(front)
+    fetched: list[tuple[Route, APIResponse]] = []  # as it was before the end of the job, and on its way until after it
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("read"))
+        page = visitor.page
+        without_polling(page)
+        page.add_init_script(NOTE_EVENTS)
+        page.route(re.compile(rf"/{job}/state$"), lambda route: fetched.append((route, route.fetch())), times=1)
+        visitor.go(f"/console/jobs/{job}")
+        wait_for("the part to be fetched", lambda: is_true_soon(page, lambda: bool(fetched)))
+        front.office.go_on()
+        wait_for("the end of the events", lambda: page.evaluate("window.told.includes('end')"))
+        expect(page.locator("#job .chip.running")).to_be_visible()
+        fulfill_without_polling(*fetched[0])
+        expect(page.locator("#job .chip.completed")).to_be_visible()
 
 
 def test_a_page_polls_where_events_are_cut_and_can_be_read_without_scripts(front: Front, browser: Browser) -> None:
@@ -99,12 +132,12 @@ def test_events_end_with_the_sign_in(front: Front) -> None:
 def test_events_of_the_api_end_with_the_key(front: Front) -> None:
     job, key = held_up_job(front), front.key("read")
     address, headers = f"{front.url}/v1/jobs/{job}/events", {"authorization": f"Bearer {key}"}
-    with httpx.stream("GET", address, headers=headers, timeout=10) as events:
+    with httpx.stream("GET", address, headers=headers, timeout=60) as events:
         lines = events.iter_lines()
         assert next(lines).startswith("id: ")
         front.client.access.revoke_key("_".join(key.split("_")[:2]))
         assert "event: end" not in list(lines)
-    assert httpx.get(address, headers=headers).status_code == 401
+    assert httpx.get(address, headers=headers, timeout=60).status_code == 401
 
 
 def test_followers_leave_room_for_others(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +146,7 @@ def test_followers_leave_room_for_others(front: Front, monkeypatch: pytest.Monke
     with (
         Client(front.settings, name="second", pool_size=POOL, for_tenants=True) as client,
         serving(client) as url,
-        httpx.Client() as http,
+        httpx.Client(timeout=60) as http,
         ExitStack() as streams,
     ):
 
@@ -129,13 +162,23 @@ def test_followers_leave_room_for_others(front: Front, monkeypatch: pytest.Monke
         with reading(url, calm) as reader:
             assert reader.get("/console/overview/events", accept="text/event-stream").status_code == 429
         first.close()
-        wait_for("the follower to have left", lambda: follow(calm).status_code == 200, 10)
+
+        def has_room() -> bool:
+            answer = follow(calm)
+            if answer.status_code != 200:
+                answer.close()  # the client has 100 connections
+            return answer.status_code == 200
+
+        wait_for("the follower to have left", has_room, 60)
 
 
 def test_a_server_that_stops_lets_followers_go(front: Front) -> None:
     job = held_up_job(front)
     key = front.key("read")
-    with Client(front.settings, name="second", pool_size=POOL, for_tenants=True) as client, httpx.Client() as http:
+    with (
+        Client(front.settings, name="second", pool_size=POOL, for_tenants=True) as client,
+        httpx.Client(timeout=60) as http,
+    ):
         with serving(client) as url:
             following = http.stream("GET", f"{url}/v1/jobs/{job}/events", headers={"authorization": f"Bearer {key}"})
             events = following.__enter__()

@@ -96,9 +96,12 @@ def test_a_person_submits_a_file_and_watches_the_job(front: Front, browser: Brow
         expect(checked.get_by_text("<script>window.pwned = 1</script>")).to_be_visible()
         visitor.check_access()
         front.office.hold_up()
-        page.get_by_role("button", name="Submit", exact=True).click()
+        with page.expect_navigation():
+            page.get_by_role("button", name="Submit", exact=True).click()
         page.get_by_text("is not submitted, unless you leave them out").wait_for()
+        page.locator("#checked > *").evaluate("(part) => { part.dataset.old = ''; }")
         page.get_by_label("Drop a file here").set_input_files(file)
+        expect(page.locator("#checked [data-old]")).to_have_count(0)  # what comes moves the button
         page.get_by_label("leave out invalid lines").check()
         page.get_by_role("button", name="Submit", exact=True).click()
         page.wait_for_url(re.compile(r"/console/jobs/\d+$"))
@@ -130,7 +133,26 @@ def test_a_job_is_cancelled_only_after_a_question(front: Front, browser: Browser
         page.once("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("is cancelled").wait_for()
-    wait_for("the end", lambda: front.client.jobs.get(job).is_final, 30)
+    wait_for("the end", lambda: front.client.jobs.get(job).is_final)
+
+
+def test_what_is_pressed_stays_until_it_is_released(front: Front, browser: Browser) -> None:
+    front.office.hold_up()
+    job = front.client.questions.submit(["What?"] * 3, "stamps").job_id
+    renew = """() => new Promise((done) => {
+        document.addEventListener("htmx:afterRequest", done, {once: true});
+        htmx.trigger("#job", "news");
+    }).then(() => true)"""
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("ask"))
+        page = visitor.go(f"/console/jobs/{job}")
+        box = page.get_by_role("button", name="Pause").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        assert page.evaluate(renew)
+        page.mouse.up()
+        expect(page.get_by_role("button", name="Resume")).to_be_visible()
 
 
 def ended_job(front: Front, questions: int, *, cancelled: bool) -> int:
@@ -140,7 +162,7 @@ def ended_job(front: Front, questions: int, *, cancelled: bool) -> int:
     job = front.client.questions.submit([f"What is {n}?" for n in range(questions)], "stamps").job_id
     if cancelled:
         front.client.jobs.cancel(job)
-    wait_for("the end", lambda: front.client.jobs.get(job).is_final, 30)
+    wait_for("the end", lambda: front.client.jobs.get(job).is_final)
     return job
 
 
@@ -219,9 +241,11 @@ def test_the_pages_can_be_read_without_scripts(front: Front, browser: Browser, h
         page = visitor.go("/console/jobs")
         page.get_by_label("Archive").select_option("stamps")
         page.get_by_role("button", name="Show").click()
+        page.wait_for_url("**archive=stamps**")
         page.get_by_role("link", name=str(hostile_job), exact=True).click()
         expect(page.locator(".result")).to_have_count(len(HOSTILE))
         page.get_by_role("link", name="low relevance").click()
+        page.wait_for_url("**show=low**")
         expect(page.locator(".result")).to_have_count(len(HOSTILE))
         page.get_by_role("button", name="dark").click()
         page.locator('html[data-theme="dark"]').wait_for()
@@ -396,7 +420,7 @@ def test_a_large_job_needs_no_more_memory_than_a_small_one(front: Front, browser
         page = visitor.go(f"/console/jobs/{large_job}")
         assert page.evaluate("document.querySelectorAll('*').length") < 3_000
         for _ in range(3):
-            page.get_by_role("link", name="Next").click()
-            page.wait_for_load_state()
+            with page.expect_navigation():
+                page.get_by_role("link", name="Next").click()
         assert page.evaluate("performance.memory.usedJSHeapSize") < 30 * 2**20
         expect(page.get_by_text("line 151 ")).to_be_visible()

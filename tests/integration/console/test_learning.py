@@ -246,8 +246,8 @@ def test_a_preset_and_the_length_of_a_training_are_chosen(front: Front, browser:
         page.get_by_label("Steps at most").fill("7")
         page.get_by_role("button", name="What would it learn from?").click()
         page.wait_for_selector("#train .notice")
-        kept = [page.get_by_label(label).input_value() for label in ("Preset", "Epochs", "Steps at most")]
-        assert kept == ["internvl2-2b", "2.5", "7"]
+        for label, kept in (("Preset", "internvl2-2b"), ("Epochs", "2.5"), ("Steps at most", "7")):
+            expect(page.get_by_label(label)).to_have_value(kept)
         visitor.expect_fault("400")
         page.get_by_label("Epochs").evaluate("input => input.form.noValidate = true")
         page.get_by_label("Epochs").fill("-1")

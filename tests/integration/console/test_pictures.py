@@ -16,6 +16,7 @@ from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import ticks
 from tests.support.api_shop import Shop, open_shop
 from tests.support.browser import DRAWING, expect, visiting
+from tests.support.waiting import wait_for
 from tests.support.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def test_answers_are_shown_with_the_pictures_that_they_rest_on(
         page.wait_for_load_state("networkidle")
         pictures = page.locator(".result .thumb")
         expect(pictures.nth(7)).to_be_visible()
-        assert pictures.first.evaluate("picture => picture.naturalWidth") > 0
+        wait_for("its bytes", lambda: pictures.first.evaluate("picture => picture.naturalWidth") > 0)
         visitor.draw("job")
         page.get_by_role("link", name="Report").click()
         page.get_by_role("heading", name=ten_questions[0]).wait_for()

@@ -82,13 +82,13 @@ def went_to_provider(http: httpx.Client) -> str:
     """The path on which a browser comes back, with its query."""
     gone = http.get("/console/sign-in/provider")
     assert gone.status_code == 303 and {"HttpOnly", "SameSite=lax"} <= set(gone.headers["set-cookie"].split("; "))
-    back = httpx.get(gone.headers["location"]).headers["location"]
+    back = httpx.get(gone.headers["location"], timeout=60).headers["location"]
     return back.removeprefix(str(http.base_url).rstrip("/"))
 
 
 def test_groups_may_come_from_the_page_of_the_user(front: Front, provider: Provider) -> None:
     provider.groups_in_token = False
-    with httpx.Client(base_url=front.url) as http:
+    with httpx.Client(base_url=front.url, timeout=60) as http:
         assert http.get(went_to_provider(http)).status_code == 303
         assert "role admin" in http.get("/console").text
 
@@ -102,7 +102,7 @@ def test_an_identity_that_is_not_for_this_sign_in_is_refused(
     front: Front, provider: Provider, claims: dict[str, object]
 ) -> None:
     provider.changed = claims
-    with httpx.Client(base_url=front.url) as http:
+    with httpx.Client(base_url=front.url, timeout=60) as http:
         assert http.get(went_to_provider(http)).status_code == 401
         assert SIGN_IN not in http.cookies
 
@@ -114,7 +114,7 @@ def sign_ins_of(front: Front) -> int:
 
 def test_what_a_browser_did_not_begin_it_cannot_end(front: Front) -> None:
     before = sign_ins_of(front)
-    with httpx.Client(base_url=front.url) as http, httpx.Client(base_url=front.url) as other:
+    with httpx.Client(base_url=front.url, timeout=60) as http, httpx.Client(base_url=front.url, timeout=60) as other:
         path = went_to_provider(other)
         assert http.get(path).status_code == 401, "it has no cookie"
         went_to_provider(http)
@@ -136,7 +136,7 @@ def test_what_a_browser_did_not_begin_it_cannot_end(front: Front) -> None:
 
 
 def test_a_damaged_cookie_is_explained_to_people(front: Front) -> None:
-    with httpx.Client(base_url=front.url) as http:
+    with httpx.Client(base_url=front.url, timeout=60) as http:
         path = went_to_provider(http)
         kept = json.loads(unquote(http.cookies[DEPARTURE].strip('"')))
         http.cookies.clear()
@@ -145,7 +145,7 @@ def test_a_damaged_cookie_is_explained_to_people(front: Front) -> None:
 
 
 def test_browsers_that_wait_for_the_provider_hold_nobody_up(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    with httpx.Client(base_url=front.url) as http:
+    with httpx.Client(base_url=front.url, timeout=60) as http:
         path, headers = went_to_provider(http), {"cookie": f"{DEPARTURE}={http.cookies[DEPARTURE]}"}
 
     def arrive() -> int:
@@ -164,7 +164,7 @@ def test_cookies_go_over_tls_alone_where_browsers_use_it(front: Front) -> None:
     form = {"key": front.key("read")}
     with Client(settings, name="second", for_tenants=True) as client, serving(client) as url:
         for address, is_secure in ((url, True), (front.url, False)):
-            entered = httpx.post(f"{address}/console/sign-in", data=form, headers={"origin": address})
+            entered = httpx.post(f"{address}/console/sign-in", data=form, headers={"origin": address}, timeout=60)
             assert ("Secure" in entered.headers["set-cookie"].split("; ")) is is_secure
 
 
@@ -183,7 +183,7 @@ def test_a_page_that_renews_itself_does_not_prolong_the_sign_in(front: Front) ->
 
 @pytest.mark.parametrize("to", ["//evil.example", "/console\\evil"])
 def test_nobody_is_led_elsewhere_by_the_provider(front: Front, to: str) -> None:
-    with httpx.Client(base_url=front.url) as http:
+    with httpx.Client(base_url=front.url, timeout=60) as http:
         assert http.get("/console/sign-in/provider", params={"next": to}).status_code == 400
 
 
@@ -191,7 +191,8 @@ def test_a_withdrawn_key_signs_nobody_in(front: Front, provider: Provider, monke
     token = provider.token()
 
     def status(key: str) -> int:
-        entered = httpx.post(f"{front.url}/console/sign-in", data={"key": key}, headers={"origin": front.url})
+        form, headers = {"key": key}, {"origin": front.url}
+        entered = httpx.post(f"{front.url}/console/sign-in", data=form, headers=headers, timeout=60)
         assert entered.status_code == (303 if front.call("GET", "/v1/models", key)[0] == 200 else 401)
         return entered.status_code
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 
 from tests.support.api_server import Front
-from tests.support.browser import COLOURS, Theme, Visitor, expect, visiting
+from tests.support.browser import COLOURS, Theme, Visitor, expect, is_true_soon, visiting
 from tests.support.review_desk import Desk, clear_reviews, make_desk
 from tests.support.waiting import wait_for
 
@@ -27,7 +28,7 @@ def whole_desk(front: Front) -> Desk:
 @pytest.fixture
 def small_desk(front: Front) -> Iterator[Desk]:
     """Two open cases."""
-    made = make_desk(front.office.engine, front.office.objects, "few", cases=2, pictures=3)
+    made = make_desk(front.office.engine, front.office.objects, f"few-{uuid4().hex[:6]}", cases=2, pictures=3)
     yield made
     clear_reviews(front.office.engine, made)
 
@@ -67,12 +68,6 @@ def open_page(visitor: Visitor, desk: Desk, more: str = "", ahead: int = 10) -> 
 def settle(page: Page) -> None:
     """Wait until everything is sent."""
     page.wait_for_selector("#review[data-unsent='0']")
-
-
-def is_true_soon(page: Page, condition: Callable[[], bool]) -> bool:
-    """Whether it is true after a moment in which the page and its events go on."""
-    page.wait_for_timeout(50)
-    return condition()
 
 
 def cases_ahead(page: Page) -> int:
@@ -155,16 +150,29 @@ def test_what_keys_do(front: Front, browser: Browser, desk: Desk) -> None:
         assert len(verdicts(front)) == 2
 
 
+@pytest.mark.parametrize("is_known_late", [False, True])
 def test_the_progress_is_right_as_soon_as_the_last_case_is_reviewed(
-    front: Front, browser: Browser, small_desk: Desk
+    front: Front, browser: Browser, small_desk: Desk, is_known_late: bool
 ) -> None:
+    """The page looks at nothing again and again. That no case is left may be known only after the last save."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
     with visiting(browser, front.url) as visitor:
+        visitor.page.add_init_script("window.setInterval = () => 0")
         visitor.sign_in(front.key("review"))
         page = open_page(visitor, small_desk, ahead=2)
+        if is_known_late:
+            page.route("**/console/review/next", hold)
         page.keyboard.press("a")
         page.keyboard.press("a")
         settle(page)
-        page.locator("#review-progress").get_by_text("0 open").wait_for(timeout=5_000)  # long before the next look
+        if is_known_late:
+            wait_for("the question for further cases", lambda: is_true_soon(page, lambda: bool(held)))
+            held[0].continue_()
+        expect(page.locator("#review-progress").get_by_text("0 open")).to_be_visible()
 
 
 def test_by_mouse(front: Front, browser: Browser, desk: Desk) -> None:
@@ -254,6 +262,7 @@ def test_second_opinions_show_agreement(front: Front, browser: Browser, desk: De
         settle(page)
         page = open_page(other, desk)
         page.get_by_role("link", name="3 wait for a second opinion").click()
+        page.wait_for_url("**second=**")
         wait_for("cases ahead", lambda: cases_ahead(page) >= 3, 60)
         for keys in ("a", "a", "nx"):
             for key in keys:
@@ -286,7 +295,6 @@ def test_without_scripts_one_case_after_another(front: Front, browser: Browser, 
         page.locator(".candidate .no").nth(1).click()
         page.get_by_label("The right answer").fill("an elephant")
         page.get_by_role("button", name="Wrong").click()
-        page.wait_for_url("**/console/review?*")
         expect(page.locator("#messages")).to_contain_text("Saved as wrong.", use_inner_text=True)
         assert page.inner_text("form.case h2") != first
         assert verdicts(front) == [(0, "wrong", 0, 1)]

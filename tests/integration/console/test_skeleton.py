@@ -37,16 +37,16 @@ def test_the_theme_is_that_of_the_system_unless_another_is_chosen(
 ) -> None:
     with visiting(browser, front.url, theme=system) as visitor:
         page = visitor.go("/console/sign-in")
-        colour = "getComputedStyle(document.body).backgroundColor"
-        assert page.evaluate(colour) == PAGE_COLOUR[system]
+        body = page.locator("body")
+        expect(body).to_have_css("background-color", PAGE_COLOUR[system])
         page.get_by_role("button", name=other).click()
         page.locator(f'html[data-theme="{other}"]').wait_for()
-        assert page.evaluate(colour) == PAGE_COLOUR[other]
+        expect(body).to_have_css("background-color", PAGE_COLOUR[other])
         visitor.sign_in(front.key("read"))
-        assert page.evaluate(colour) == PAGE_COLOUR[other]
+        expect(body).to_have_css("background-color", PAGE_COLOUR[other])
         page.get_by_role("button", name="system").click()
         page.locator("html:not([data-theme])").wait_for()
-        assert page.evaluate(colour) == PAGE_COLOUR[system]
+        expect(body).to_have_css("background-color", PAGE_COLOUR[system])
 
 
 def test_the_content_and_the_pages_are_reached_by_keyboard(front: Front, browser: Browser) -> None:
@@ -57,14 +57,14 @@ def test_the_content_and_the_pages_are_reached_by_keyboard(front: Front, browser
         assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
         assert page.get_by_text("Skip to the content").bounding_box()["y"] >= 0  # type: ignore[index]
         page.keyboard.press("Enter")
-        assert page.evaluate("document.activeElement.id") == "main"
+        expect(page.locator("#main")).to_be_focused()
         visitor.go("/console")
         page.get_by_role("link", name="Jobs", exact=True).focus()
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         page.keyboard.press("Enter")
         page.wait_for_url("**/console/jobs")
         assert outline == "solid"
-        assert page.get_by_role("link", name="Jobs", exact=True).get_attribute("aria-current") == "page"
+        expect(page.get_by_role("link", name="Jobs", exact=True)).to_have_attribute("aria-current", "page")
 
 
 def test_the_navigation_is_folded_on_a_phone(front: Front, browser: Browser) -> None:
