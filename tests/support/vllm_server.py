@@ -141,6 +141,7 @@ def serving(server: ModelServer) -> Iterator[ModelServer]:
     ]
     config = uvicorn.Config(Starlette(routes=routes), port=0, log_config=None, lifespan="off")
     listening = config.bind_socket()
+    listening.listen()  # a client that comes before the server does waits for it
     runner = uvicorn.Server(config)
     thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

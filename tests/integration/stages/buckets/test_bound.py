@@ -24,6 +24,7 @@ from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, bound_objects, change_events
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.buckets.bound_objects import ObjectKind
+from ragllava.stores.database import lock_rows
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import change_events as change_event_table
 from ragllava.stores.schema import images, jobs
@@ -57,6 +58,7 @@ class Bound:
     def process_events(self) -> ProcessedEvents:
         """Process the change events; postponed ones are due now."""
         with self.workshop.engine.begin() as connection:
+            lock_rows(connection, change_event_table)  # in the order of others, who process them at the same time
             connection.execute(update(change_event_table).values(not_before=func.now()))
         return sync.process_events(self.workshop.engine, self.workshop.settings, self.objects)
 
