@@ -33,11 +33,12 @@ HOUR = JobLimits(within_s=3_600.0)
 
 @pytest.fixture
 def desk(whole_gallery: Workshop) -> Workshop:
-    """Three questions at once, and versions by which a job knows its profile."""
+    """Three questions at once, and versions by which a job knows its profile. However slow the first questions are, for
+    which the models are loaded, none of their shards is split."""
     whole_gallery.run()  # what other tests have left
     with whole_gallery.engine.begin() as connection:
         connection.exec_driver_sql("""UPDATE workers SET versions = '{"profile": "mini"}'""")
-    return whole_gallery.with_settings(questions_per_step=3)
+    return whole_gallery.with_settings(questions_per_step=3, shard_seconds=3_600.0)
 
 
 def slow(desk: Workshop) -> None:
