@@ -5,13 +5,14 @@ from __future__ import annotations
 from hashlib import sha256
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from ragllava.jobs import queue
 from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, StoredImage
 from ragllava.stores.archives import archive, blobs, indexes, vectors
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.descriptions import NewImage
+from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answers
 from ragllava.stores.schema import images
 from tests.support.workshop import Workshop
@@ -22,15 +23,17 @@ ARCHIVE = "cards"
 def put(workshop: Workshop, data: bytes, archive_name: str = ARCHIVE) -> str:
     """A picture on its whole way: announced, put, made live with its first reference. Returns its hash."""
     digest = sha256(data).hexdigest()
-    with workshop.engine.begin() as connection:
-        missing = blobs.announce_blobs(connection, [NewBlob(digest, len(data), "image/png")])
+    missing = in_transaction(workshop.engine, blobs.announce_blobs, [NewBlob(digest, len(data), "image/png")])
     if digest in missing:
         workshop.resources.objects.put_content(data, "image/png")
-    with workshop.engine.begin() as connection:
+
+    def store(connection: Connection) -> None:
         archive_id = archive.ensure_archive(connection, archive_name).archive_id
         name = f"{digest[:8]}.png"
         offered = NewImage(digest, name, f"file:///{name}", None, 1, 1, "image/png")
         archive.store_images(connection, archive_id, [offered])
+
+    in_transaction(workshop.engine, store)  # which repeats it after a lock that somebody else kept for long
     return digest
 
 

@@ -96,7 +96,7 @@ def serving_mail(certificate: Certificate | None = None, *, password: str = "") 
     if password:
         encrypted = certificate is not None
         options |= {"authenticator": server.authenticate, "auth_required": encrypted, "auth_require_tls": encrypted}
-    controller = _AnyPort(server, hostname="127.0.0.1", port=0, **options)
+    controller = _AnyPort(server, hostname="127.0.0.1", port=0, ready_timeout=60.0, **options)
     controller.start()
     server.port = controller.port
     try:

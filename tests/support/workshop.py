@@ -142,10 +142,10 @@ class Workshop(Desk):
             return [(row.source, row.status, row.reason) for row in connection.execute(query.order_by(files.c.file_no))]
 
     def images(self, archive_name: str = ARCHIVE) -> dict[str, Any]:
-        """The rows of an archive's images that are not retired, by source."""
+        """The rows of an archive's images that are not retired, by source, in the order in which they were stored."""
         query = select(images).where(images.c.archive_id == self.archive_id(archive_name), ~images.c.retired)
         with self.engine.begin() as connection:
-            return {row.source: row for row in connection.execute(query)}
+            return {row.source: row for row in connection.execute(query.order_by(images.c.id))}
 
     def embedded(self, archive_name: str = ARCHIVE) -> int:
         """How many vectors the archive's active index holds."""

@@ -388,7 +388,7 @@ class SilentStore(ObjectStore):
 
 
 def test_a_service_that_is_away_is_waited_for(whole_gallery: Workshop, ten_questions: list[str]) -> None:
-    bench = whole_gallery.with_settings()
+    bench = whole_gallery.with_settings(retry_backoff_s=60.0)
     bench.resources.objects = SilentStore(bench.settings)
     submitted = bench.submit(ten_questions[:3], top_k=2)
     bench.run_once()

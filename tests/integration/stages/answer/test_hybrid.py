@@ -88,7 +88,7 @@ def unread(rows: Sequence[ResultRow]) -> list[Candidate]:
 
 
 def facts(row: ResultRow) -> tuple[object, ...]:
-    """All that must not depend on the other questions of a batch; scores as far as rounding does not show."""
+    """All that must not depend on the other questions of a batch; scores are equal but for rounding."""
     candidates = [
         (
             c.image,
@@ -96,8 +96,8 @@ def facts(row: ResultRow) -> tuple[object, ...]:
             c.origin,
             c.caption_rank,
             c.evidence_no,
-            *(None if score is None else round(score, 3) for score in (c.retrieval_score, c.caption_score)),
-            None if c.relevance is None else round(c.relevance, 4),
+            *(pytest.approx(score, abs=1e-3) for score in (c.retrieval_score, c.caption_score)),
+            pytest.approx(c.relevance, abs=1e-4),
         )
         for c in by_retrieval(row.candidates)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,17 @@ from sqlalchemy import func, literal, select, text, true, update
 from ragllava.client.reporting import estimate_line, estimate_lines
 from ragllava.jobs import ending
 from ragllava.jobs.deadlines import JobLimits
+from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
-from ragllava.records import AnswerOptions, Depth, Retrieval
+from ragllava.records import AnswerOptions, Depth, JobKind, Retrieval
 from ragllava.stages.answer.estimating import EstimateOutcome, compare_estimate, estimate_job, stored_estimate
 from ragllava.stages.answer.parts import DepthPace, depth_key
+from ragllava.stages.answer.stage import answer_stage
+from ragllava.stages.answer.submit import submit_refresh
+from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.schema import jobs
+from tests.support.many_rows import unhurried
 from tests.support.plans import watching_rows
 from tests.support.workshop import Workshop
 
@@ -27,11 +33,12 @@ HOUR = JobLimits(within_s=3_600.0)
 
 @pytest.fixture
 def desk(whole_gallery: Workshop) -> Workshop:
-    """Three questions at once, and versions by which a job knows its profile."""
+    """Three questions at once, and versions by which a job knows its profile. However slow the first questions are, for
+    which the models are loaded, none of their shards is split."""
     whole_gallery.run()  # what other tests have left
     with whole_gallery.engine.begin() as connection:
         connection.exec_driver_sql("""UPDATE workers SET versions = '{"profile": "mini"}'""")
-    return whole_gallery.with_settings(questions_per_step=3)
+    return whole_gallery.with_settings(questions_per_step=3, shard_seconds=3_600.0)
 
 
 def slow(desk: Workshop) -> None:
@@ -69,16 +76,10 @@ def test_a_late_forecast_cuts_the_depth_and_every_result_says_so(desk: Workshop,
     assert job.state is JobState.COMPLETED and job.timing is not None
     assert job.timing["cut_to"] == OPTIONS.top_n
 
-    in_transaction(desk.engine, _refresh, desk, job_id)
+    refresh_id, _ = in_transaction(desk.engine, submit_refresh, desk.settings, job_id)
     desk.run()
-    again = desk.job(job_id + 1)
+    again = desk.job(refresh_id)
     assert again.refresh is not None and again.refresh.because == {"depth": len(cut)}
-
-
-def _refresh(connection: Any, desk: Workshop, job_id: int) -> None:
-    from ragllava.stages.answer.submit import submit_refresh
-
-    submit_refresh(connection, desk.settings, job_id)
 
 
 def test_what_is_left_at_the_deadline_expires_and_is_named(desk: Workshop, ten_questions: list[str]) -> None:
@@ -96,7 +97,10 @@ def test_what_is_left_at_the_deadline_expires_and_is_named(desk: Workshop, ten_q
                 connection.execute(update(jobs).where(jobs.c.id == job_id).values(deadline_at=func.now()))
             return reranker.relevance(*args, **options)
 
-    late = desk.with_models(reranker=Late())
+    def stage(context: ShardContext[Resources]) -> None:
+        answer_stage(replace(context, stop=lambda: None))  # the heartbeat, too, would stop it at the deadline
+
+    late = replace(desk.with_models(reranker=Late()), stages={JobKind.ANSWER: stage})
     job_id = late.submit(ten_questions, limits=HOUR, **CHOSEN).job_id
     late.run()
     ending.end_jobs(desk.engine)
@@ -116,7 +120,7 @@ def test_a_shard_of_a_job_with_limits_reads_few_rows_however_many_wait(
         INSERT INTO shards (job_id, lo, hi, state)
         SELECT :job_id, n, n + 1, CASE WHEN n < 3000 THEN 'done' ELSE 'pending' END FROM generate_series(10, 9000) n
     """
-    with desk.engine.begin() as connection:
+    with unhurried(desk.engine) as connection:
         connection.execute(text(more), {"job_id": job_id})
     [shard_id, *_] = desk.dispatch()
     watcher = make_engine(desk.settings.require_database(), name="test")

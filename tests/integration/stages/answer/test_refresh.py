@@ -403,7 +403,7 @@ def test_a_refresh_that_is_open_is_not_begun_twice(gallery: Gallery) -> None:
 
 
 def test_a_shard_that_is_interrupted_goes_on_where_it_was(gallery: Gallery) -> None:
-    desk = gallery.desk
+    desk = gallery.desk.with_settings(retry_backoff_s=60.0)  # it must not be ready again while the other one runs
     with desk.engine.begin() as connection:
         connection.execute(update(answers).where(answers.c.question_no.in_([1, 2])).values(candidates_digest=None))
     gallery.reranker.fail = ServiceUnavailable("the store is away")

@@ -55,7 +55,7 @@ def with_a_question_at(
                 before()
                 asked.append(submit_urgent(shop, text))
                 pulse = context.run_urgent.pulse  # type: ignore[attr-defined]
-                wait_for("the heartbeat to see the urgent question", lambda: pulse.urgent_waits, 30)
+                wait_for("the heartbeat to see the urgent question", lambda: pulse.urgent_waits, 120)
             return context.run_urgent()
 
         bulk = not asked  # the stage of the urgent shard runs inside of that of the bulk shard
@@ -68,7 +68,8 @@ def with_a_question_at(
 def test_urgent_questions_are_answered_in_between_and_the_others_as_without_them(
     whole_gallery: Workshop, ten_questions: list[str], pauses: set[int]
 ) -> None:
-    shop = whole_gallery.with_settings(questions_per_step=2, pairs_per_batch=8)
+    # One shard, however long its questions seem to take.
+    shop = whole_gallery.with_settings(questions_per_step=2, pairs_per_batch=8, shard_seconds=3_600.0)
     shop.ask(ten_questions[:1])  # which measures the pace: without it, the first step of a job is a batch of its own
     undisturbed = outcome(shop.ask(ten_questions))
     [expected] = outcome(shop.ask(ten_questions[:1]))
@@ -93,6 +94,7 @@ def test_urgent_questions_are_answered_in_between_and_the_others_as_without_them
 def test_a_shard_keeps_its_champion_when_an_urgent_question_brings_a_newer_one(
     gallery: Workshop, asked: list[str]
 ) -> None:
+    gallery = gallery.with_settings(shard_seconds=3_600.0)
     gallery.ask(asked[:1])
     undisturbed = outcome(gallery.ask(asked[:4]))
     urgent: list[int] = []

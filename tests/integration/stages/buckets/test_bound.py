@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from sqlalchemy import func, select, text, update
+from sqlalchemy import Connection, func, select, text, update
 
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
@@ -24,6 +24,7 @@ from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, bound_objects, change_events
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.buckets.bound_objects import ObjectKind
+from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import change_events as change_event_table
 from ragllava.stores.schema import images, jobs
@@ -56,8 +57,7 @@ class Bound:
 
     def process_events(self) -> ProcessedEvents:
         """Process the change events; postponed ones are due now."""
-        with self.workshop.engine.begin() as connection:
-            connection.execute(update(change_event_table).values(not_before=func.now()))
+        in_transaction(self.workshop.engine, _make_all_due)  # repeated when others lock the rows in another order
         return sync.process_events(self.workshop.engine, self.workshop.settings, self.objects)
 
     def follow(self, *keys: str) -> None:
@@ -97,6 +97,10 @@ class Bound:
         """The recorded states of the objects, by key."""
         with self.workshop.engine.begin() as connection:
             return {row.key: row for row in bound_objects.all_objects(connection, self.binding.binding_id)}
+
+
+def _make_all_due(connection: Connection) -> None:
+    connection.execute(update(change_event_table).values(not_before=func.now()))
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_a_tick_writes_no_files_of_a_job_that_is_removed_meanwhile(workshop: Wor
     def stop(key: str) -> None:
         if key.endswith(at):
             has_read.set()
-            assert may_write.wait(60)
+            assert may_write.wait(240)
 
     def is_removed_or_waits() -> bool:
         with workshop.engine.begin() as connection:
@@ -89,7 +89,7 @@ def test_a_tick_writes_no_files_of_a_job_that_is_removed_meanwhile(workshop: Wor
 
     with ThreadPoolExecutor(2) as threads:
         tick = threads.submit(publish_missing_results, workshop.engine, watched_store(workshop.settings, stop))
-        assert has_read.wait(60)
+        assert has_read.wait(120)
         removal = threads.submit(remover(workshop).job, job_id)
         wait_for("the removal", is_removed_or_waits)
         may_write.set()

@@ -337,11 +337,11 @@ def test_a_tick_that_read_before_the_erasure_writes_nothing_after_it(album: Work
     def stop_once(key: str) -> None:
         if key.endswith(at) and not has_read.is_set():
             has_read.set()
-            assert may_write.wait(60)
+            assert may_write.wait(240)
 
     with ThreadPoolExecutor(2) as threads:
         tick = threads.submit(publish_missing_results, album.engine, watched_store(album.settings, stop_once))
-        assert has_read.wait(60)
+        assert has_read.wait(120)
         removal = threads.submit(remover(album).pictures, ARCHIVE, [NAME])
         wait_for("the erasure", lambda: removal.done() or waits_for_a_lock(album))
         may_write.set()

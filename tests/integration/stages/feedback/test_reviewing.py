@@ -22,6 +22,7 @@ from ragllava.stores.learning.review_counts import PairCounts
 from ragllava.stores.learning.reviewing import Reviewer
 from ragllava.stores.maintenance import erasing_images
 from ragllava.stores.maintenance.erasures import Pending
+from tests.support.many_rows import unhurried
 from tests.support.plans import visited_rows
 from tests.support.reviewed_job import Review, add_job, open_review
 
@@ -101,29 +102,31 @@ def test_reviewers_at_once_share_the_queue(engine: Engine, review: Review, clien
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     everything = [key for keys in taken.values() for key in keys]
     assert len(everything) == len(set(everything)) == 302
     assert sum(bool(keys) for keys in taken.values()) > 1
 
 
-def test_leases_are_renewed_and_end(review: Review, settings: Settings) -> None:
-    short = settings.model_copy(update={"review_lease_s": 0.2})
-    with Client(short, for_tenants=True) as client:
-        with by("ann"):
-            [case] = client.reviewing.next("harbour", "1")
-            key = case.question.key
-            with engine_of(review).begin() as connection:
-                connection.execute(text("UPDATE noisy_cases SET locked_until = now() - interval '1 s'"))
-            assert client.reviewing.renew([key], "1") == [key]
-            with engine_of(review).begin() as connection:
-                connection.execute(text("UPDATE noisy_cases SET locked_until = now() - interval '1 s'"))
-        with by("bob"):
-            assert client.reviewing.next("harbour", "1")[0].question.key == key
-        with by("ann"):
-            assert client.reviewing.renew([key], "1") == []
-            with pytest.raises(Conflict, match="nothing was saved: bob has this case open until"):
-                client.reviewing.save(says(case, "1"), "1")
+def test_leases_are_renewed_and_end(review: Review, client: Client) -> None:
+    with by("ann"):
+        [case] = client.reviewing.next("harbour", "1")
+        key = case.question.key
+        end_leases(review)
+        assert client.reviewing.renew([key], "1") == [key]
+        end_leases(review)
+    with by("bob"):
+        assert client.reviewing.next("harbour", "1")[0].question.key == key
+    with by("ann"):
+        assert client.reviewing.renew([key], "1") == []
+        with pytest.raises(Conflict, match="nothing was saved: bob has this case open until"):
+            client.reviewing.save(says(case, "1"), "1")
+
+
+def end_leases(review: Review) -> None:
+    """Let all of them run out now."""
+    with engine_of(review).begin() as connection:
+        connection.execute(text("UPDATE noisy_cases SET locked_until = now() - interval '1 s'"))
 
 
 def engine_of(review: Review) -> Engine:
@@ -339,7 +342,7 @@ def test_a_look_at_the_progress_does_not_read_the_history(engine: Engine, review
     """Of 5,000 cases with two opinions each, all older than today, it reads those of the newest 60 reviews."""
     history, newest = 5_000, 60
     values = {"archive": review.archive_id, "job": review.job_id, "many": history}
-    with engine.begin() as connection:
+    with unhurried(engine) as connection:
         for statement in _HISTORY:
             connection.execute(text(statement), values)
         connection.execute(text("ANALYZE reviews, noisy_cases, labels"))  # people are slower than autovacuum

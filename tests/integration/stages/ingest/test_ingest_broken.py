@@ -109,7 +109,7 @@ class FailingStore(ObjectStore):
 
 
 def test_an_object_store_that_is_away_is_waited_for(workshop: Workshop, tmp_path: Path) -> None:
-    small = workshop.with_settings(files_per_step=2)
+    small = workshop.with_settings(files_per_step=2, retry_backoff_s=60.0)
     job_id = queue_pictures(small, tmp_path, 6)
     healthy = small.resources.objects
     failing = FailingStore(small.settings)

@@ -41,7 +41,7 @@ class Held(ObjectStore):
         self.hashes: list[str] = []
 
     def put_content(self, data: bytes, media_type: str) -> str:
-        assert self.go.wait(30)
+        assert self.go.wait(240)
         if self.error is not None:
             raise self.error
         sha256 = super().put_content(data, media_type)

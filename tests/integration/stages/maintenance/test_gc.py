@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import pytest
@@ -161,12 +162,14 @@ def test_gc_beside_importers_never_deletes_what_is_referred_to(workshop: Worksho
     """Three importers bring the same few pictures again and again, while garbage collections without grace time
     delete every blob and object that they can. Afterwards each image has its bytes."""
     contents = [f"picture {number}".encode() for number in range(12)]
-    done = threading.Event()
+    done, has_deleted = threading.Event(), threading.Event()
     put(workshop, b"the first")
 
     def bring(number: int) -> int:
         chance, deleted = random.Random(seed * 10 + number), 0
-        for turn in range(30):
+        for turn in count():
+            if turn >= 30 and (has_deleted.is_set() or collector.done()):
+                return deleted
             data = chance.choice(contents)
             if chance.random() < 0.2:  # what an interrupted deletion leaves
                 workshop.resources.objects.put_content(f"stray {number} {turn}".encode(), "image/png")
@@ -174,7 +177,7 @@ def test_gc_beside_importers_never_deletes_what_is_referred_to(workshop: Worksho
                 put(workshop, data, f"archive-{chance.randrange(3)}")
             except BlobDeleted:
                 deleted += 1  # an ingest worker would try again
-        return deleted
+        raise AssertionError("unreachable")
 
     def clean() -> int:
         deleted = 0
@@ -182,6 +185,8 @@ def test_gc_beside_importers_never_deletes_what_is_referred_to(workshop: Worksho
             while not done.is_set():
                 figures = collect_garbage(context, delete=True, grace_s=-60.0).figures
                 deleted += figures["blobs"]["deleted"] + figures["content_without_row"]["deleted"]
+                if deleted:
+                    has_deleted.set()
         return deleted
 
     with ThreadPoolExecutor(4) as threads:

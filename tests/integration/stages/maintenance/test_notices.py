@@ -40,6 +40,7 @@ def mail() -> Iterator[MailServer]:
 @pytest.fixture
 def desk(engine: Engine, settings: Settings, mail: MailServer) -> Desk:
     own = {
+        "tick_s": 600.0,  # workers are taken for gone after three ticks; here nobody ticks
         "smtp_host": f"127.0.0.1:{mail.port}",
         "smtp_security": "none",
         "smtp_sender": "ragllava@example.org",

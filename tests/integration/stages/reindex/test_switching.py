@@ -123,7 +123,8 @@ def test_a_question_whose_index_is_dropped_is_answered_from_the_next(
             indexes.activate(connection, new)
             indexes.drop_index(connection, old)
 
-    desk = gallery.with_models(retriever=Watched(gallery.resources.models.retriever, switch_and_drop))
+    patient = gallery.with_settings(retry_backoff_s=60.0)
+    desk = patient.with_models(retriever=Watched(gallery.resources.models.retriever, switch_and_drop))
     job_id = desk.submit(asked[:2], top_k=3).job_id
     desk.run()
     assert [shard.error for shard in troubles(desk, job_id)] == [

@@ -433,7 +433,6 @@ def test_wait_tells_how_far_the_job_is_until_it_has_ended(client: Client, desk: 
     assert seen == [(0, False), (2, True)]
 
 
-@pytest.mark.timeout(60)
 def test_wait_is_told_of_the_end(client: Client, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would look again after ten minutes only."""
     monkeypatch.setattr("ragllava.client.jobs._LISTENING_PAUSE_S", 600.0)
