@@ -23,7 +23,7 @@ def shop(services: Settings, template_database: str, models: ModelBundle, postca
     """The archive `postcards` has 20 of them, `coins` is empty; tests of a module share both."""
     with own_settings(services, template_database) as own:
         known = own.model_copy(
-            update={"api_buckets": "s3://shared/", "leave_one_out": False, "api_answer_timeout_s": 120.0}
+            update={"api_buckets": "s3://shared/", "leave_one_out": False, "api_answer_timeout_s": 30.0}
         )
         with open_workshop(known, models) as workshop:
             workshop.ingest_files(cards(postcards, 0, CARDS), "postcards")

@@ -40,4 +40,4 @@ _WEBHOOK = text(
 @pytest.fixture
 def empty(services: Settings, template_database: str) -> Iterator[Settings]:
     with own_settings(services, template_database) as own:
-        yield own
+        yield own.model_copy(update={"tick_s": 600.0})  # a worker is missed after three ticks
