@@ -7,11 +7,11 @@ RAGLLAVA_REDIS_URL or RAGLLAVA_S3_*. A server that does not come up fails the te
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -23,9 +23,11 @@ import hypothesis
 import pytest
 from minio.error import S3Error
 from psycopg import sql
+from psycopg.errors import ObjectInUse
 from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 import migrations
@@ -34,6 +36,7 @@ from ragllava.settings import Settings
 from ragllava.stores.database import make_engine
 from ragllava.stores.s3_client import make_client
 from tests.support.browser import open_browser
+from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -42,7 +45,8 @@ if TYPE_CHECKING:
 # Redis by address, each takes its share of the databases 1 to 15.
 _PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_redis_database = itertools.cycle(range(1 + _PROCESS, 16, _PROCESSES))
+_redis_databases = list(range(1 + _PROCESS, 16, _PROCESSES))  # the one that was taken last is at the end
+_redis_users: Counter[int] = Counter()
 if _PROCESSES > 1:  # torch's threads of one process would take the processors from the others
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -145,13 +149,15 @@ def own_settings(services: Settings, template_database: str) -> Iterator[Setting
     """What the fixture `settings` gives, for fixtures of a wider scope; of `template0`, an empty database."""
     database = _new_database(services) if template_database == "template0" else _clones[template_database].one()
     with database as name:
-        redis_url = _redis_url(services, next(_redis_database))
+        database_no = _take_redis_database()
+        redis_url = _redis_url(services, database_no)
         own = {"redis_url": SecretStr(redis_url), "s3_bucket": f"test-{uuid.uuid4().hex}"}
         _empty_redis(redis_url)
         settings = services.model_copy(update=_urls_of(services, name) | own)
         try:
             yield settings
         finally:
+            _redis_users[database_no] -= 1
             _remove_buckets(settings)
 
 
@@ -236,8 +242,17 @@ class _Server:
         return name
 
     def drop(self, name: str) -> None:
-        with self._engine.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        wait_for(f"the end of the sessions of {name}", lambda: self._is_dropped(name))
+
+    def _is_dropped(self, name: str) -> bool:
+        try:
+            with self._engine.connect() as connection:
+                connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        except OperationalError as error:  # Postgres ends its sessions, and waits five seconds for that
+            if not isinstance(error.orig, ObjectInUse):
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """End the session."""
@@ -294,6 +309,15 @@ def _remove_buckets(settings: Settings) -> None:
                 for found in client.list_objects(bucket.name, recursive=True):
                     client.remove_object(bucket.name, found.object_name)
                 client.remove_bucket(bucket.name)
+
+
+def _take_redis_database() -> int:
+    """One that nobody uses, if there is one: that of a fixture of a wider scope is not emptied under its workers."""
+    number = min(_redis_databases, key=_redis_users.__getitem__)  # the first of those with the fewest users
+    _redis_databases.remove(number)
+    _redis_databases.append(number)
+    _redis_users[number] += 1
+    return number
 
 
 def _redis_url(services: Settings, database: int) -> str:

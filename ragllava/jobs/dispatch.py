@@ -73,16 +73,17 @@ def reap(engine: Engine, settings: Settings) -> int:
     cannot be taken back gets the error as its `error`, and is tried again after another lease. Raises only
     ServiceUnavailable, when the database is away.
     """
+    expired = in_transaction(engine, _expired_shards)
     reaped, until = 0, time.monotonic() + _REAPING_S
-    for shard_id, job_id in in_transaction(engine, _expired_shards):
-        if time.monotonic() > until:
-            break
+    for shard_id, job_id in expired:
         try:
             with engine.begin() as connection:
                 reaped += _reap_shard(connection, shard_id, job_id, settings)
         except Exception as error:
             log.exception("shard not reaped", extra={"action": "shard_not_reaped", "shard": shard_id, "job": job_id})
             in_transaction(engine, _postpone_reaping, shard_id, f"{type(error).__name__}: {error}", settings)
+        if time.monotonic() > until:  # after one at least: a slow database must not stop it
+            break
     return reaped + in_transaction(engine, _unqueue_lost, settings)
 
 

@@ -147,7 +147,7 @@ def _redis_empty(system: System) -> None:
     processes = system.service("redis")
     with system.frozen([system.up]):
         send(processes, signal.SIGKILL)
-        wait_for("Redis to end", lambda: not system.service("redis"), 10)
+        wait_for("Redis to end", lambda: not system.service("redis"), 60)
         for file in (system.home.data / "redis").iterdir():
             file.unlink()
 

@@ -20,6 +20,12 @@ from ragllava.stores.schema import shards
 WORKER = "answer@test"
 
 
+def without_ticks(settings: Settings) -> Settings:
+    """For a desk beside which nobody ticks: its workers are not taken for gone after three ticks, and its messages not
+    for lost, however slow the machine is."""
+    return settings.model_copy(update={"tick_s": 600.0, "queued_timeout_s": 600.0})
+
+
 @dataclass(frozen=True)
 class Desk:
     """A database with one live worker, and the calls that a test makes most often."""

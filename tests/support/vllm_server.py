@@ -148,7 +148,7 @@ def serving(server: ModelServer) -> Iterator[ModelServer]:
     thread.start()
     server.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
-        wait_for("the server to start", lambda: runner.started, 60)  # its port refuses connections until then
+        wait_for("the server to start", lambda: runner.started, 60)
         yield server
     finally:
         runner.should_exit = True

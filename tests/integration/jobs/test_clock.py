@@ -8,7 +8,7 @@ from ragllava.jobs import dispatch
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import faults, ticks
-from tests.support.job_rows import Desk
+from tests.support.job_rows import Desk, without_ticks
 
 _HOUR_LATER = (
     "UPDATE ticks SET ended_at = ended_at + interval '1 hour'",
@@ -21,7 +21,7 @@ _HOUR_LATER = (
 
 def test_nothing_waits_until_the_clock_has_caught_up(engine: Engine, settings: Settings) -> None:
     quick = settings.model_copy(update={"lease_s": 0.0, "queued_timeout_s": 0.0, "tick_s": 0.0})
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.live_worker(slots=2)
     desk.questions_job(2, per_shard=1)
     running, queued = desk.dispatch()

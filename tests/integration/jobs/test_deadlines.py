@@ -20,7 +20,7 @@ from ragllava.settings import Settings
 from ragllava.stages.resources import Resources
 from ragllava.stores.database import seconds
 from ragllava.stores.schema import jobs, shards
-from tests.support.job_rows import WORKER, Desk
+from tests.support.job_rows import WORKER, Desk, without_ticks
 from tests.support.plans import visited_rows
 from tests.support.waiting import wait_for
 from tests.support.workshop import stages_replaced
@@ -31,7 +31,7 @@ DAY = JobLimits(within_s=86_400.0)
 
 @pytest.fixture
 def desk(engine: Engine, settings: Settings) -> Desk:
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.live_worker()
     return desk
 

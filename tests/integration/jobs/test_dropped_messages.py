@@ -12,7 +12,7 @@ from ragllava.records import JobKind
 from ragllava.settings import Settings
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs import workers
-from tests.support.job_rows import WORKER, Desk
+from tests.support.job_rows import WORKER, Desk, without_ticks
 from workers import runtime
 from workers.app import MESSAGE_VERSION
 from workers.runtime import Runtime, run_message
@@ -38,7 +38,7 @@ def desk(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
     """A live worker, which this process is."""
     process = Runtime(settings, engine, Resources(settings))
     monkeypatch.setattr(runtime, "runtime", lambda: process)
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.live_worker(slots=1)
     return desk
 

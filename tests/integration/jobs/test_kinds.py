@@ -29,7 +29,7 @@ from ragllava.stores.jobs.outcomes import InputTable
 from ragllava.stores.maintenance import inspection
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import jobs, shards
-from tests.support.job_rows import WORKER, Desk
+from tests.support.job_rows import WORKER, Desk, without_ticks
 from tests.support.plans import visited_rows
 from tests.support.run_command import Run
 
@@ -111,7 +111,7 @@ WORDS = Kind(
 def desk(engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setitem(KINDS, WORDS.name, WORDS)
     words.create(engine)
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.live_worker(queues=("query", "ingest"))
     return desk
 

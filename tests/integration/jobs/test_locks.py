@@ -19,7 +19,7 @@ from ragllava.jobs.states import JobState
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.schema import jobs, shards
-from tests.support.job_rows import Desk
+from tests.support.job_rows import Desk, without_ticks
 
 WORKERS = 8
 ROUNDS = 5
@@ -28,7 +28,7 @@ ROUNDS = 5
 @pytest.fixture
 def desk(settings: Settings) -> Iterator[Desk]:
     engine = make_engine(settings.require_database(), pool_size=WORKERS, name="locks")
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.live_worker(slots=WORKERS)
     yield desk
     engine.dispose()
@@ -184,6 +184,7 @@ def test_an_ended_job_is_not_counted_again(desk: Desk) -> None:
 def test_a_shard_that_cannot_be_reaped_stops_neither_the_others_nor_dispatch(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dispatch, "_REAPING_S", 60.0)
     broken = desk.questions_job(2, per_shard=2)
     other = desk.questions_job(2, per_shard=2)
     leases = {lease.job_id: lease for lease in map(desk.claim, desk.dispatch()) if lease}
@@ -211,6 +212,15 @@ def test_a_shard_that_cannot_be_reaped_stops_neither_the_others_nor_dispatch(
     monkeypatch.undo()
     desk.expire_leases()
     assert desk.dispatch() == [leases[broken].shard_id]
+
+
+def test_reaping_takes_back_a_shard_however_slow_the_database_is(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.questions_job(2, per_shard=1)
+    for shard_id in desk.dispatch():
+        desk.claim(shard_id)
+    desk.expire_leases()
+    monkeypatch.setattr(dispatch, "_REAPING_S", 0.0)
+    assert [dispatch.reap(desk.engine, desk.settings) for _ in range(3)] == [1, 1, 0]
 
 
 def test_a_job_that_cannot_be_ended_does_not_hold_up_the_others(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

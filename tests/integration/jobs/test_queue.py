@@ -16,12 +16,12 @@ from ragllava.settings import Settings
 from ragllava.stores.jobs import answers, outcomes, workers
 from ragllava.stores.schema import answers as answers_table
 from ragllava.stores.schema import jobs, shards
-from tests.support.job_rows import WORKER, Desk
+from tests.support.job_rows import WORKER, Desk, without_ticks
 
 
 @pytest.fixture
 def desk(engine: Engine, settings: Settings) -> Desk:
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.live_worker()
     return desk
 
@@ -133,7 +133,7 @@ def test_backlog_in_redis_is_bounded_by_live_slots(desk: Desk) -> None:
 
 
 def test_nothing_is_published_while_no_worker_is_live(engine: Engine, settings: Settings) -> None:
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.questions_job(3, per_shard=1)
     assert desk.dispatch() == []
     desk.live_worker(queues=("ingest",))

@@ -15,7 +15,7 @@ from ragllava.stores.jobs import requests
 from ragllava.stores.jobs.requests import Fault, Operation
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import jobs
-from tests.support.job_rows import Desk
+from tests.support.job_rows import Desk, without_ticks
 from tests.support.plans import visited_rows
 
 BODY = {"pairs": [{"question": "What?", "document": 0, "caption": "a secret caption"}]}
@@ -23,7 +23,7 @@ BODY = {"pairs": [{"question": "What?", "document": 0, "caption": "a secret capt
 
 @pytest.fixture
 def desk(engine: Engine, settings: Settings) -> Desk:
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.live_worker()
     return desk
 

@@ -20,7 +20,7 @@ from ragllava.stores.database import make_engine
 from ragllava.stores.schema import metadata
 from tests.conftest import own_settings
 from tests.support.chart import scale_query
-from tests.support.job_rows import Desk
+from tests.support.job_rows import Desk, without_ticks
 
 ROLE = "ragllava_scale_of_tests"
 QUEUES = ("ingest", "query", "train")
@@ -64,7 +64,7 @@ def desk(scaled: tuple[Settings, str]) -> Iterator[Scaler]:
         make_engine(settings.require_database()),
         create_engine(address, poolclass=NullPool, isolation_level="AUTOCOMMIT"),
     )
-    desk = Scaler(engine, settings, scaler)
+    desk = Scaler(engine, without_ticks(settings), scaler)
     desk.live_worker(slots=4)
     yield desk
     desk.write("DELETE FROM jobs")

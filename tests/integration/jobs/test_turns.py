@@ -16,7 +16,7 @@ from ragllava.records import JobKind, Priority
 from ragllava.settings import Settings
 from ragllava.stages.resources import Resources
 from ragllava.stores.schema import jobs, shards
-from tests.support.job_rows import WORKER, Desk
+from tests.support.job_rows import WORKER, Desk, without_ticks
 from tests.support.plans import visited_rows
 from tests.support.waiting import wait_for
 from tests.support.workshop import stages_replaced
@@ -24,7 +24,7 @@ from tests.support.workshop import stages_replaced
 
 @pytest.fixture
 def desk(engine: Engine, settings: Settings) -> Desk:
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.live_worker()
     return desk
 
@@ -234,7 +234,7 @@ def test_cancel_is_noticed_between_two_heartbeats(desk: Desk, engine: Engine) ->
         before = lease_until(desk, context.lease)
         with engine.begin() as connection:
             control.cancel(connection, job_id)
-        wait_for("the worker to notice the cancel", lambda: context.stop() is not None, 30)
+        wait_for("the worker to notice the cancel", lambda: context.stop() is not None)
         leases.append((before, lease_until(desk, context.lease)))
         context.check()
 
@@ -245,8 +245,11 @@ def test_cancel_is_noticed_between_two_heartbeats(desk: Desk, engine: Engine) ->
     assert before == after
 
 
-def test_the_leases_of_a_child_that_died_end_together(desk: Desk, engine: Engine) -> None:
+def test_the_leases_of_a_child_that_died_end_together(
+    desk: Desk, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A shard that gave way and the urgent one beside it."""
+    monkeypatch.setattr(dispatch, "_REAPING_S", 60.0)
     desk.live_worker("other@test")
     desk.questions_job(4, per_shard=1)
     first, second, third = desk.dispatch()[:3]

@@ -13,7 +13,8 @@ from sqlalchemy import Engine, text
 from ragllava.stores.jobs import job_ends
 from ragllava.stores.jobs.job_ends import JobEnds
 
-pytestmark = pytest.mark.timeout(60)
+# Of the test alone: the first one of a process waits for the services, too.
+pytestmark = pytest.mark.timeout(120, func_only=True)
 
 LONG_S = 600.0  # the test would run into its limit
 
@@ -49,8 +50,11 @@ def notifying(engine: Engine, *job_ids: int) -> Callable[[], None]:
 
 
 def listeners(engine: Engine) -> list[int]:
-    """Process ids of the sessions whose last statement was about listening."""
-    query = text("SELECT pid FROM pg_stat_activity WHERE query LIKE '%LISTEN%' AND pid <> pg_backend_pid()")
+    """Process ids of the sessions of this database whose last statement was about listening."""
+    query = text("""
+        SELECT pid FROM pg_stat_activity
+        WHERE datname = current_database() AND query LIKE '%LISTEN%' AND pid <> pg_backend_pid()
+    """)
     with engine.begin() as connection:
         return list(connection.scalars(query))
 

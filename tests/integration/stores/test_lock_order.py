@@ -26,7 +26,7 @@ from ragllava.stores.learning import noisy
 from ragllava.stores.maintenance import faults
 from ragllava.stores.schema import change_events as event_table
 from ragllava.stores.schema import shards
-from tests.support.job_rows import Desk
+from tests.support.job_rows import Desk, without_ticks
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ CASES = {
 def test_a_later_row_is_free_while_an_earlier_one_is_waited_for(
     case: Case, engine: Engine, settings: Settings, wait_for_waiter: Callable[[], None]
 ) -> None:
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     desk.questions_job(4, per_shard=2)
     with engine.begin() as connection:
         case.prepare(connection)
@@ -178,7 +178,7 @@ def test_labels_and_dismissals_of_one_file_lock_their_cases_together(
     engine: Engine, settings: Settings, wait_for_waiter: Callable[[], None]
 ) -> None:
     """In two steps, two files that name the same questions the other way round would wait in a circle."""
-    desk = Desk(engine, settings)
+    desk = Desk(engine, without_ticks(settings))
     job_id = desk.questions_job(4, per_shard=4)
     desk.live_worker()
     desk.drain()
