@@ -10,6 +10,7 @@ environment at import. docs/settings.md is generated from the descriptions below
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import os
 import re
@@ -241,12 +242,17 @@ class Settings(BaseSettings):
         "may reach it.",
     )
 
+    worker_metrics_host: str = Field(
+        default="127.0.0.1",
+        description="Address on which a worker serves the figures of its own process. Another one than of this machine "
+        "needs `RAGLLAVA_METRICS_BEYOND_LOOPBACK`.",
+    )
     worker_metrics_port: int = Field(
         default=0,
         ge=0,
         le=65_000,
-        description="Port at 127.0.0.1 at which a worker of one slot serves the figures of its own process. Those of "
-        "`ragllava up` take this one and the next ones. 0: none are served.",
+        description="Port at which a worker of one slot serves the figures of its own process. Those of `ragllava up` "
+        "take this one and the next ones. 0: none are served.",
     )
 
     profile: str = Field(
@@ -794,6 +800,14 @@ def _of_owner(path: Path) -> str:
             continue
         return "" if is_ours else f": {existing} belongs to the user {owner}"
     return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_services(path: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What only a worker process knows of itself, for Prometheus: memory, processor time, how busy it is.
 
-`ragllava serve` shows the whole system from the database. The process that runs the shards serves these figures at
-127.0.0.1, and only in a worker of one slot: of several children each would count for itself under one address.
+`ragllava serve` shows the whole system from the database. The process that runs the shards serves these figures, and
+only in a worker of one slot: of several children each would count for itself under one address.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, Summary, start_http_server
 
-log = logging.getLogger(__name__)
+from ragllava.settings import Settings, is_loopback
 
-HOST = "127.0.0.1"
+log = logging.getLogger(__name__)
 
 _registry = CollectorRegistry()
 ProcessCollector(registry=_registry)
@@ -24,24 +24,38 @@ _worked = Summary(
 )
 
 
-def serve(name: str, slots: int, port: int) -> bool:
+def serve(name: str, slots: int, settings: Settings) -> bool:
     """Serve the figures of this process as those of the worker `name`, until it ends; returns whether it does.
 
-    A worker works without them: nothing is served for the port 0, for several slots, and if the port is taken.
+    A worker works without them: nothing is served for the port 0, for several slots, at an address beyond this machine
+    that the settings do not allow, and if the port is taken.
     """
+    host, port = settings.worker_metrics_host, settings.worker_metrics_port
     if not port:
         return False
-    if slots != 1:
-        log.warning(f"no figures at port {port}: {slots} children would share it", extra={"action": "no_figures"})
-        return False
-    try:
-        start_http_server(port, HOST, _registry)
-    except OSError as error:
-        log.warning(f"no figures at {HOST}:{port}: {error.strerror}", extra={"action": "no_figures", "worker": name})
+    if (obstacle := _obstacle(slots, settings)) is None:
+        try:
+            start_http_server(port, host, _registry)
+        except OSError as error:
+            obstacle = str(error.strerror)
+    if obstacle is not None:
+        log.warning(f"no figures at {host}:{port}: {obstacle}", extra={"action": "no_figures", "worker": name})
         return False
     _worker.labels(name).set(1)
-    log.info(f"serves figures at http://{HOST}:{port}/metrics", extra={"action": "figures_started", "worker": name})
+    log.info(f"serves figures at http://{host}:{port}/metrics", extra={"action": "figures_started", "worker": name})
     return True
+
+
+def _obstacle(slots: int, settings: Settings) -> str | None:
+    """Why nothing may be served; None if it may."""
+    if slots != 1:
+        return f"{slots} children would share it"
+    if not settings.metrics_beyond_loopback and not is_loopback(settings.worker_metrics_host):
+        return (
+            "they need no key; set RAGLLAVA_WORKER_METRICS_HOST to 127.0.0.1, or RAGLLAVA_METRICS_BEYOND_LOOPBACK=true "
+            "if only your own machines reach that address"
+        )
+    return None
 
 
 def at_work() -> AbstractContextManager[None]:

@@ -176,7 +176,7 @@ def _ready(**_facts: Any) -> None:
         runtime.get_ready(_presence.name)
     if _presence.queues == ["maint"]:
         in_transaction(_presence.engine, workers.report_ready, _presence.name, {"ragllava": __version__})
-        figures.serve(_presence.name, _presence.slots, load_settings().worker_metrics_port)
+        figures.serve(_presence.name, _presence.slots, load_settings())
     if "maint" in _presence.queues:
         from workers import schedule  # of this worker alone: it loads what the tick does
 

@@ -133,7 +133,7 @@ def get_ready(name: str) -> dict[str, str]:
     versions = versions | {"profile": process.resources.models.profile.name, "ragllava": __version__}
     in_transaction(process.engine, workers.report_ready, name, versions)
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
-    figures.serve(name, row.slots, process.settings.worker_metrics_port)
+    figures.serve(name, row.slots, process.settings)
     dispatch_now(process.engine, process.settings)
     return versions
 

@@ -6,7 +6,6 @@ One exporter reads the database for the whole system. What only a worker process
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import threading
@@ -28,7 +27,7 @@ from starlette.routing import Route
 from ragllava.api.serving import server_config
 from ragllava.client import Reading
 from ragllava.errors import UsageError
-from ragllava.settings import Settings
+from ragllava.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -122,14 +121,6 @@ def require_allowed(settings: Settings) -> None:
             f"the metrics need no key, so they are not served at {settings.metrics_host}: set RAGLLAVA_METRICS_HOST to "
             "127.0.0.1, or RAGLLAVA_METRICS_BEYOND_LOOPBACK=true if only your own machines reach that address"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

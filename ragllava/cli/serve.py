@@ -52,7 +52,7 @@ def serve(host: str, port: int) -> None:
 
 def _require_keys_beyond_loopback(client: Client, host: str) -> None:
     """Also connects, so that a database that cannot be used is reported at once."""
-    from ragllava.api.metrics import is_loopback
+    from ragllava.settings import is_loopback
 
     if not client.access.has_callers() and not is_loopback(host):
         raise UsageError(

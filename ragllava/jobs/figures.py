@@ -371,6 +371,12 @@ METRICS: tuple[Metric, ...] = (
         """,
     ),
     Metric(
+        name="ragllava_mailings_given_up_total",
+        type="counter",
+        meaning="Mails and webhooks of notifications that were given up; one that is given up again counts again.",
+        statement="SELECT coalesce(sum(number), 0) FROM totals WHERE measure = 'mailings' AND result = 'given_up'",
+    ),
+    Metric(
         name="ragllava_removals_held",
         type="gauge",
         meaning="Folders and buckets that lost so many pictures at once that nothing was removed without being asked.",

@@ -29,6 +29,10 @@ _MOST_IN_A_ROW = 20
 _MOST_S = 600.0  # between two attempts of anything else: perhaps the reason is outside, as a full disk
 
 
+class LeftToAnother(Exception):
+    """Raised by the work of a part that another process does at this moment: it neither succeeded nor failed."""
+
+
 class Isolation:
     """The parts of one loop. Make it at the start of each pass."""
 
@@ -49,7 +53,7 @@ class Isolation:
         return self._faults.get(subject, False)
 
     def run(self, subject: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """The result of one part, None when it failed.
+        """The result of one part, None when it failed, or was left to another process; then its fault stays as it is.
 
         Passes on only what concerns the whole process. Raises ServiceUnavailable when the database is away, so that
         the fault cannot be recorded either.
@@ -58,6 +62,8 @@ class Isolation:
             result = work(*args, **kwargs)
         except PASSED_ON:
             raise
+        except LeftToAnother:
+            return None
         except Exception as error:  # noqa: BLE001 - the border of a part
             self._record(subject, error)
             return None

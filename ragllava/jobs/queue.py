@@ -200,25 +200,29 @@ def reset_attempts(connection: Connection, lease: Lease) -> None:
     connection.execute(update(shards).where(*_mine(lease)).values(attempts=1, transient_attempts=0))
 
 
-def note_busy(connection: Connection, lease: Lease, busy_s: float) -> None:
-    """Add what a worker was busy with the shard since it reported last, unless another one has claimed it."""
+def note_busy(connection: Connection, lease: Lease, busy_s: float) -> bool:
+    """Add what a worker was busy with the shard since it reported last, unless another one has claimed it. Returns
+    whether its job stops because that was its budget."""
     same = (shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch)
-    _spend(connection, lease, busy_s, same)
+    is_used_up = _spend(connection, lease, busy_s, same)
     connection.execute(update(shards).where(*same).values(busy_s=shards.c.busy_s + busy_s))
+    return is_used_up
 
 
-def _spend(connection: Connection, lease: Lease, busy_s: float, ours: Sequence[ColumnElement[bool]]) -> None:
+def _spend(connection: Connection, lease: Lease, busy_s: float, ours: Sequence[ColumnElement[bool]]) -> bool:
     """Add to what a job with a budget has used, if the shard's row will show it too. The job's row is locked before the
     shard's, and while it is locked, nobody takes the shard from its worker.
 
-    The job stops in the same transaction when that was its budget: no worker claims one more of its shards.
+    The job stops in the same transaction when that was its budget: no worker claims one more of its shards. Returns
+    whether it does.
     """
     if lease.has_budget and busy_s > 0:
         lock_job(connection, lease.job_id)  # in a statement of its own: the next one sees who took the shard before it
         spent = update(jobs).where(jobs.c.id == lease.job_id, exists().where(*ours))
         used_up = spent.values(busy_s=jobs.c.busy_s + busy_s).returning(jobs.c.busy_s >= jobs.c.max_gpu_s)
         if connection.scalar(used_up):
-            deadlines.expire_if_due(connection, lease.job_id)
+            return deadlines.expire_if_due(connection, lease.job_id)
+    return False
 
 
 def note_depth(connection: Connection, lease: Lease, candidates: int) -> None:
@@ -227,24 +231,26 @@ def note_depth(connection: Connection, lease: Lease, candidates: int) -> None:
     connection.execute(update(shards).where(*_mine(lease)).values(reranked_at_most=least))
 
 
-def finish(connection: Connection, lease: Lease, busy_s: float = 0.0) -> None:
+def finish(connection: Connection, lease: Lease, busy_s: float = 0.0) -> bool:
     """Mark the shard done; the last one closes the job. Nothing is left to do when its stage has split it.
 
-    `busy_s` as in `heartbeat`. Raises LeaseLost when the lease is not ours any more.
+    `busy_s` as in `heartbeat`. Returns whether the job stops: then jobs/ending.py ends what waits of it. Raises
+    LeaseLost when the lease is not ours any more.
     """
-    lock_job(connection, lease.job_id)
-    note_busy(connection, lease, busy_s)
+    job = lock_job(connection, lease.job_id)
+    is_stopping = note_busy(connection, lease, busy_s) or (job is not None and job.state in STOPPING_JOB_STATES)
     worked_s = func.extract("epoch", func.now() - shards.c.claimed_at)
     done = update(shards).where(*_mine(lease)).values(_ended(ShardState.DONE, None))
     row = connection.execute(done.returning(worked_s)).one_or_none()
     if row is None:
         shard = connection.execute(select(shards.c.state, shards.c.epoch).where(shards.c.id == lease.shard_id)).one()
         if shard == (ShardState.SPLIT, lease.epoch):
-            return
+            return is_stopping
         raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; its result is dropped")
     if row[0] is not None:  # None: an earlier version claimed it
         totalling.note_shard(connection, lease.kind, float(row[0]))
     close_job_if_ended(connection, lease.job_id)
+    return is_stopping
 
 
 def split(connection: Connection, lease: Lease, bounds: list[tuple[int, int]]) -> None:

@@ -118,7 +118,7 @@ def _run_lease(lease: Lease, settings: Settings, engine: Engine, resources: obje
             with tracing.continued(lease.trace, f"{lease.kind} shard", job=lease.job_id, shard=lease.shard_id):
                 kind_of(lease.kind).load_stage()(context)
             with pulse.busy.report() as busy_s:
-                in_transaction(engine, queue.finish, lease, busy_s)
+                is_stopping = in_transaction(engine, queue.finish, lease, busy_s)
         except Exception as error:
             with pulse.busy.report() as busy_s:
                 in_transaction(engine, queue.note_busy, lease, busy_s)
@@ -126,7 +126,7 @@ def _run_lease(lease: Lease, settings: Settings, engine: Engine, resources: obje
             if isinstance(error, DeviceLost):
                 raise
         else:
-            if lease.has_budget:  # the seconds of this shard may have been the last ones
+            if lease.has_budget and is_stopping:  # perhaps with the seconds of this shard
                 ending.end_job(engine, lease.job_id, _ENDING_S)
             took_s = round(time.monotonic() - started, 2)
             log.info("shard done", extra={"action": "shard_done", "duration_s": took_s, **facts})

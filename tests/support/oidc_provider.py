@@ -38,7 +38,7 @@ class Provider:
     instead: tuple[int, dict[str, Any]] | None = None  # of the configuration
     key_id: str = "one"
     asked_for_keys: int = 0
-    hides_keys: bool = False  # and fails when it is asked for them
+    instead_of_keys: tuple[int, Any] | None = None
 
     def token(self, key: rsa.RSAPrivateKey | None = None, key_id: str | None = None, **changed: Any) -> str:
         """Of the user ann, in the group staff; `key_id` as it says itself."""
@@ -51,11 +51,11 @@ class Provider:
         """Sign with a new key from now on; the old one is withdrawn."""
         self.key, self.key_id = rsa.generate_private_key(65537, 2048), f"after {self.key_id}"
 
-    def keys(self) -> tuple[int, dict[str, Any]]:
+    def keys(self) -> tuple[int, Any]:
         """The answer with the public key."""
         self.asked_for_keys += 1
-        if self.hides_keys:
-            return 503, {"error": "starting"}
+        if self.instead_of_keys is not None:
+            return self.instead_of_keys
         public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(self.key.public_key()))
         return 200, {"keys": [public | {"kid": self.key_id, "use": "sig"}]}
 
@@ -122,11 +122,11 @@ def open_provider() -> Iterator[Provider]:
             tokens = provider.redeem(fields, self.headers.get("authorization", ""))
             self._send(200 if tokens else 400, tokens or {"error": "invalid_grant"})
 
-        def _send(self, status: int, body: dict[str, Any]) -> None:
+        def _send(self, status: int, body: Any) -> None:
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+            self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
 
         def log_message(self, *_args: Any) -> None:
             pass

@@ -1,9 +1,10 @@
 """The keys of an OpenID Connect provider, as it publishes them: fetched when they are needed, and not trusted for ever.
 
 A key is trusted for as long as the settings say, then all are fetched again, and one that the provider has withdrawn is
-refused. While the provider does not answer, keys are trusted for as long once more, and then not at all. An unknown key
-is looked for every 30 s at most, whoever sends tokens with made-up ids. Only while no key at all is trusted, the
-provider is asked for each token, by one thread at a time.
+refused. While the provider does not answer, keys are trusted for as long once more, and then not at all; an answer
+without a usable key is none. An unknown key is looked for every 30 s at most, whoever sends tokens with made-up ids;
+after an answer that failed sooner, at first after a second. Who has a trusted key waits for no other's question. Only
+while no key at all is trusted, the provider is asked for each token, by one thread at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ragllava.errors import NotAuthenticated, ServiceUnavailable
 log = logging.getLogger(__name__)
 
 _AGAIN_S = 30.0
+_AGAIN_AFTER_FAILURE_S = 1.0  # doubles with each further failure, up to _AGAIN_S
 _TIMEOUT_S = 5
 
 
@@ -29,14 +31,16 @@ class ProviderKeys:
         """`kept_s` are the seconds for which keys are trusted without asking the provider."""
         self._address, self._kept_s = address, kept_s
         self._keys: dict[str, Any] = {}
-        self._answered_at = self._asked_at = float("-inf")
+        self._answered_at = float("-inf")  # when the last answer was asked for
+        self._asked_at = float("-inf")  # when the last attempt ended
+        self._failures = 0  # attempts since the last answer
         self._problem: ServiceUnavailable | None = None  # of the last time that the provider was asked
         self._times_asked = 0
         self._asking = threading.Lock()
 
     def asks(self, key_id: str) -> bool:
         """Whether `get` has to wait for the provider."""
-        return self._is_due(key_id) or (self._asking.locked() and not self._trusts(key_id))
+        return not self._trusts(key_id) if self._asking.locked() else self._is_due(key_id)
 
     def get(self, key_id: str) -> Any:
         """A key (jwt.PyJWK). Raises NotAuthenticated for one that the provider does not have; ServiceUnavailable."""
@@ -58,30 +62,40 @@ class ProviderKeys:
             return False
         if self._problem is not None and age_s >= 2 * self._kept_s:  # no key is trusted, so everybody waits for one
             return True
-        return monotonic() - self._asked_at >= _AGAIN_S
+        return monotonic() - self._asked_at >= self._pause_s()
+
+    def _pause_s(self) -> float:
+        """Until the provider is asked again."""
+        if not self._failures:
+            return _AGAIN_S
+        return min(_AGAIN_S, _AGAIN_AFTER_FAILURE_S * 2 ** min(self._failures - 1, 20))
 
     def _trusts(self, key_id: str) -> bool:
         return key_id in self._keys and monotonic() - self._answered_at < 2 * self._kept_s
 
     def _ask(self) -> None:
-        self._asked_at = monotonic()  # who has a trusted key goes on meanwhile
+        began = monotonic()
         try:
             self._keys = self._fetched()
-            self._answered_at, self._problem = self._asked_at, None
+            self._answered_at, self._problem, self._failures = began, None, 0
         except ServiceUnavailable as error:
             self._problem = error
+            self._failures += 1
             log.warning(str(error), extra={"action": "provider_keys_not_fetched"})
         finally:
+            self._asked_at = monotonic()
             self._times_asked += 1
 
     def _fetched(self) -> dict[str, Any]:
+        """What the provider has now, at least one key. Raises ServiceUnavailable."""
         import jwt
 
         address = self._address()
         try:
             published = jwt.PyJWKClient(address, cache_jwk_set=False, timeout=_TIMEOUT_S).get_jwk_set().keys
-        except jwt.PyJWKSetError:  # an answer without a usable key
-            return {}
-        except (jwt.PyJWKClientError, OSError, ValueError) as error:
+        except (jwt.PyJWTError, OSError, ValueError) as error:
             raise ServiceUnavailable(f"{address} cannot be read: {error}") from error
-        return {str(key.key_id): key for key in published if key.key_id and key.public_key_use in ("sig", None)}
+        keys = {str(key.key_id): key for key in published if key.key_id and key.public_key_use in ("sig", None)}
+        if not keys:
+            raise ServiceUnavailable(f"{address} has no key that signs tokens")
+        return keys

@@ -20,7 +20,6 @@ import binascii
 import hashlib
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,8 +48,10 @@ MAX_REMOTE_S = 60.0  # in which all of them are waited for
 _FETCHED_AT_ONCE = 4
 _HELD_AHEAD = 2 * _FETCHED_AT_ONCE  # pictures in memory
 _THREADS = 8
-_NOTED_AT_ONCE = 8  # pictures of a file, in one transaction
-_HELD = _THREADS + _NOTED_AT_ONCE  # pictures in memory
+# Pictures of a file that are noted in one transaction: many, because each adds up all bytes of the caller, and few
+# bytes, because they are in memory until they are put, those before them too.
+_NOTED_AT_ONCE = 1_000
+_NOTED_BYTES = 16 * 2**20
 _LET_GO_AT_ONCE = 1_000
 _MEDIA_TYPE = "application/octet-stream"  # until a worker has decoded it
 _FILE_ID = re.compile(r"file-[0-9a-f]{24}")
@@ -109,23 +110,28 @@ class AskedPictures:
         Raises QuotaExceeded, and ServiceUnavailable, at the latest then.
         """
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="asked pictures") as threads:
-            running: deque[Future[None]] = deque()
+            running: list[Future[None]] = []
             waiting: dict[str, bytes] = {}
+            waiting_bytes = 0
 
             def put_waiting() -> None:
-                for sha256 in _note(self.engine, waiting, self.count_bytes):
-                    if len(running) == _HELD - _NOTED_AT_ONCE:  # so few are in memory
-                        running.popleft().result()
+                nonlocal waiting_bytes
+                missing = _note(self.engine, waiting, self.count_bytes)
+                _wait_for(running)
+                for sha256 in missing:
                     running.append(threads.submit(copy_context().run, _put, self.objects, sha256, waiting[sha256]))
                 waiting.clear()
+                waiting_bytes = 0
 
             def store(address: str) -> str:
+                nonlocal waiting_bytes
                 data = self._read(address)
                 sha256 = _checked(data)
                 if sha256 not in self._stored:
                     self._stored.add(sha256)
                     waiting[sha256] = data
-                    if len(waiting) == _NOTED_AT_ONCE:
+                    waiting_bytes += len(data)
+                    if len(waiting) >= _NOTED_AT_ONCE or waiting_bytes >= _NOTED_BYTES:
                         put_waiting()
                 return sha256
 
@@ -136,8 +142,7 @@ class AskedPictures:
                 self._fetchers.shutdown(wait=False, cancel_futures=True)
                 self._fetchers = None
             put_waiting()
-            for put in running:
-                put.result()
+            _wait_for(running)
 
     def fetch_ahead(self, address: str) -> None:
         """Begin to fetch a picture of another host that will soon be stored, inside `storing`; others are passed over.
@@ -203,6 +208,12 @@ class AskedPictures:
         if not path.is_relative_to(folder):
             raise UsageError(f"{address[:200]} is not within the folder of the question file")
         return read_picture_file(path)
+
+
+def _wait_for(running: list[Future[None]]) -> None:
+    """Until all have ended, and forget them. Raises what one of them has raised."""
+    while running:
+        running.pop().result()
 
 
 def put_pictures(

@@ -22,7 +22,7 @@ from ragllava.errors import Conflict, FetchNeeded, InvalidInput, LineError, Obje
 from ragllava.jobs import control, deadlines
 from ragllava.jobs.deadlines import JobLimits
 from ragllava.jobs.ending import end_job
-from ragllava.jobs.isolation import Isolation
+from ragllava.jobs.isolation import Isolation, LeftToAnother
 from ragllava.jobs.states import STOPPING_JOB_STATES, JobState
 from ragllava.json_records import from_json
 from ragllava.records import AnswerOptions, AnswerStatus, FileFormat
@@ -97,10 +97,15 @@ def _process(engine: Engine, settings: Settings, objects: ObjectStore, batch_id:
 
 
 def _begin_alone(engine: Engine, settings: Settings, objects: ObjectStore, batch_id: str) -> int:
-    """As `_begin`, unless another worker reads the batch, or has read it meanwhile: its pictures are fetched once."""
+    """As `_begin`, unless another worker has read the batch meanwhile: its pictures are fetched once.
+
+    Raises LeftToAnother while another worker reads it.
+    """
     with locked_outside(engine, "batch that is read", batch_id, wait=False) as is_held:
-        batch = in_transaction(engine, batches.get_batch, batch_id) if is_held else None
-        if batch is None or batch.job_id is not None or batch.ended_at is not None:
+        if not is_held:
+            raise LeftToAnother
+        batch = in_transaction(engine, batches.get_batch, batch_id)
+        if batch.job_id is not None or batch.ended_at is not None:
             return 0
         return _begin(engine, settings, objects, batch)
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.jobs import control, views
-from ragllava.jobs.isolation import Isolation
+from ragllava.jobs.isolation import Isolation, LeftToAnother
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.jobs.views import WITH_PICTURES, JobView
@@ -156,11 +156,14 @@ def publish_result(engine: Engine, objects: ObjectStore, job_id: int, *, again: 
     A job whose inputs and outcomes do not add up any more has `failed`. One process at a time does this for a job, so
     that none writes files of what it read before an erasure over those that the erasure wrote. With `again`, it waits
     for another one, and begins when that one has ended; else only a job without a result is finished, unless another
-    process does so. Returns whether the job was finished; a job that is being removed is not.
+    process does so: then it raises LeftToAnother. Returns whether the job was finished; a job that is being removed is
+    not.
     """
     with result_lock(engine, job_id, wait=again) as is_held:
-        job = in_transaction(engine, views.view, job_id) if is_held else None
-        if job is None or job.error == BEING_REMOVED or (job.result is not None and not again):
+        if not is_held:
+            raise LeftToAnother
+        job = in_transaction(engine, views.view, job_id)
+        if job.error == BEING_REMOVED or (job.result is not None and not again):
             return False
         _publish_locked(engine, objects, job)
         return True

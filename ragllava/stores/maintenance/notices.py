@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from ragllava.errors import Conflict, NotFound
 from ragllava.records import MailingState
 from ragllava.stores.database import equals_any, record, records, seconds
+from ragllava.stores.maintenance import totals
 from ragllava.stores.schema import archives, mailings, notices
 
 _DELETED_AT_ONCE = 1_000
@@ -139,7 +140,9 @@ def note_failed(connection: Connection, mailing: LeasedMailing, error: str, retr
     after: dict[str, Any] = {"state": "given_up"}
     if retry_s is not None:
         after = {"state": "waiting", "not_before": func.now() + seconds(retry_s)}
-    _note(connection, mailing.mailing_id, *_leased(mailing), error=error, **after)
+    is_noted = _note(connection, mailing.mailing_id, *_leased(mailing), error=error, **after)
+    if is_noted and retry_s is None:
+        totals.add(connection, [(totals.MAILINGS, "", MailingState.GIVEN_UP.value, 1.0)])
 
 
 def list_mailings(connection: Connection, limit: int = 100, state: MailingState | None = None) -> list[MailingView]:

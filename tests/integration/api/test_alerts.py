@@ -8,6 +8,8 @@ disk is raised above the size of the disk.
 
 from __future__ import annotations
 
+import base64
+import itertools
 import re
 import shutil
 import tempfile
@@ -31,10 +33,12 @@ from ragllava.records import ScheduleAction
 from ragllava.settings import Settings
 from ragllava.stages.buckets.received import record_events
 from ragllava.stages.buckets.watched_folder import WatchedFolder
+from ragllava.stages.notices.deliver import process_notices
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.webhooks.deliver import deliver_due
 from ragllava.stores.database import in_transaction
-from ragllava.stores.maintenance import ticks
+from ragllava.stores.maintenance import notices, ticks
+from ragllava.stores.maintenance.notices import NewNotice, NoticeEvent
 from ragllava.stores.objects import ObjectStore
 from tests.chaos.proxy import Proxy
 from tests.support.archive_rows import put
@@ -56,6 +60,7 @@ SCRAPE = "2s"
 SLOW_S, SLOW_SCRAPE = 2.3, "6s"  # of the server whose database is slow: more than the alert's limit; enough for that
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000}
 NOBODY = "127.0.0.1:9"
+ELSEWHERE = "http://127.0.0.1:10/notices"
 GIB_LIMIT = "2 * 1024 ^ 3"
 
 
@@ -149,6 +154,7 @@ class Scene:
     rules: Path
     folder: Path
     seen: set[str] = field(default_factory=set)
+    machines: Iterator[int] = field(default_factory=itertools.count)
 
     def look(self) -> dict[str, set[str]]:
         """The states of all alerts that are not inactive; those that fire have been seen."""
@@ -189,6 +195,18 @@ class Scene:
         self.workshop.drain()
         publish_missing_results(self.workshop.engine, self.workshop.resources.objects)
         assert deliver_due(self.workshop.engine, self.workshop.settings) == 0
+
+    def give_mailings_up(self) -> None:
+        """The receiver of a rule is not in RAGLLAVA_WEBHOOK_HOSTS, so its webhook is never sent."""
+        own = {
+            "notify_rules": f"disk_low={ELSEWHERE}",
+            "notify_secret": SecretStr(f"whsec_{base64.b64encode(bytes(24)).decode()}"),
+            "disk_low_gib": 0.0,
+        }
+        low = {"host": "x", "free_gib": 1.0, "total_gib": 2.0, "limit_gib": 3.0}
+        new = NewNotice(NoticeEvent.DISK_LOW, f"machine {next(self.machines)}", low)
+        assert in_transaction(self.workshop.engine, notices.announce, new)
+        assert process_notices(self.workshop.engine, self.workshop.settings.model_copy(update=own)) == 0
 
     def publish_in_vain(self) -> None:
         """A job ends while the object store is away."""
@@ -275,6 +293,7 @@ class Scene:
             "RagllavaMetricsSlow": self.slow_database,
             "RagllavaQuestionsFail": self.fail_questions,
             "RagllavaJobsFail": self.fail_job,
+            "RagllavaMailingsGivenUp": self.give_mailings_up,
             "RagllavaScheduleLate": self.add_late_schedule,
             "RagllavaQueueStuck": self.leave_shards_waiting,
             "RagllavaLeasesOverdue": self.lose_a_worker,
@@ -304,6 +323,7 @@ def scene(workshop: Workshop, tmp_path: Path) -> Iterator[Scene]:
 # seen in a longer range.
 INCREASES = {
     "RagllavaQuestionsFail": 'max(increase(ragllava_questions_total{result="failed"}[1h]))',
+    "RagllavaMailingsGivenUp": "max(increase(ragllava_mailings_given_up_total[1h]))",
     "RagllavaJobsFail": 'max(increase(ragllava_jobs_total{kind="ingest",result="failed"}[1h]))',
 }
 

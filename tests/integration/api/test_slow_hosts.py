@@ -25,6 +25,8 @@ from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stages.batches import process
 from ragllava.stages.batches.process import process_batches
 from ragllava.stages.batches.slow_reads import SlowReads
+from ragllava.stores.database import in_transaction
+from ragllava.stores.maintenance import faults
 from tests.conftest import own_settings
 from tests.support.api_server import Front, open_front, serving
 from tests.support.holding import holding
@@ -184,8 +186,10 @@ def test_one_of_several_workers_fetches_the_pictures_of_a_batch(front: Front, mo
         assert sent.result(60) == 0, "the maintenance worker may read the batch before its sender knows its name"
         subject = f"batch {made[0]}"
         assert office.slow_reads.has(subject)
+        in_transaction(office.engine, faults.record, "batches", subject, "an earlier attempt", 60.0)
         assert process_batches(office.engine, office.settings, office.objects, other) == 0
         assert not other.has(subject), "the other worker fetches them as well"
+        assert in_transaction(office.engine, faults.postponed, "batches") == {subject: False}, "it has not succeeded"
     wait_for("the end of the batch", lambda: status_of(front, key, made[0]) == "failed", 60)
     assert process_batches(office.engine, office.settings, office.objects, other) == 0
 

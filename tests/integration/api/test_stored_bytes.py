@@ -16,6 +16,7 @@ from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 from tests.support.api_server import Front
 from tests.support.holding import holding
+from tests.support.plans import watching_rows
 
 SIZE = 300_000  # three of these fit into 1 MiB
 ASKED, FIT = 8, 3
@@ -73,6 +74,18 @@ def test_what_is_stored_already_passes_when_the_quota_is_used_up(front: Front) -
     for way in ("chat", "search", "rerank", "job"):
         assert send(front, key, way, full) in (200, 201), way
         assert send(front, key, way, b"more") == 429, way
+
+
+def test_a_file_with_many_pictures_adds_up_what_is_stored_once(front: Front) -> None:
+    key = front.key("ask", ["stamps"], stored_mib=1)
+    rows = [
+        {"question": "What?", "picture": f"data:image/png;base64,{base64.b64encode(number.to_bytes(2)).decode()}"}
+        for number in range(200)
+    ]
+    with watching_rows(but=front.office.engine) as visited:
+        assert front.call("POST", "/v1/jobs", key, json={"archive": "stamps", "questions": rows})[0] == 201
+    sums = [look.rows for look in visited if "sum(asked_pictures.size_bytes)" in look.statement]
+    assert len(sums) == 1 and len(rows) <= sums[0] <= 4 * len(rows), "one sum, by at most three nodes of a plan"
 
 
 @pytest.mark.parametrize(("pictures", "status"), [(10, 201), (11, 429)])

@@ -23,6 +23,8 @@ from tests.support.console_client import reading
 from tests.support.holding import holding
 from tests.support.oidc_provider import AUDIENCE, Provider, open_provider
 
+STARTING = 503, {"error": "starting"}
+
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[Provider]:
@@ -159,11 +161,11 @@ def test_keys_of_a_provider_that_does_not_answer_are_trusted_for_as_long_once_mo
     provider, reader = changing
     token = provider.token()
     reader.read(token)
-    provider.hides_keys = True
+    provider.instead_of_keys = STARTING
     passed.append(3_600)
     for _ in range(3):
         assert reader.read(token).subject == "ann"
-    assert provider.asked_for_keys == 2, "once in 30 s"
+    assert provider.asked_for_keys == 2, "once in a second"
     for number in range(20):
         with pytest.raises(ServiceUnavailable):
             reader.read(provider.token(key_id=f"made up {number}"))
@@ -173,8 +175,51 @@ def test_keys_of_a_provider_that_does_not_answer_are_trusted_for_as_long_once_mo
     passed.append(1)
     with pytest.raises(ServiceUnavailable, match="does not answer"):
         reader.read(token)
-    provider.hides_keys = False
+    provider.instead_of_keys = None
     assert reader.read(token).subject == "ann"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [STARTING, (200, {"error": "x"}), (200, {"keys": []}), (200, {"keys": [{}]}), (200, []), (200, b"<p>")],
+    ids=str,
+)
+def test_an_answer_without_keys_refuses_only_unknown_ones_and_not_for_long(
+    changing: tuple[Provider, TokenReader], passed: list[float], answer: tuple[int, Any]
+) -> None:
+    provider, reader = changing
+    old = provider.token()
+    reader.read(old)
+    provider.change_key()
+    new, provider.instead_of_keys = provider.token(), answer
+    passed.append(30)
+    for wait_s in (1, 2, 4, 8, 16, 30, 30):
+        asked = provider.asked_for_keys
+        for within_s in (0, wait_s - 0.5):
+            passed.append(within_s)
+            with pytest.raises(ServiceUnavailable, match="does not answer"):
+                reader.read(new)
+            assert reader.has_key_of(old) and reader.read(old).subject == "ann"
+        assert provider.asked_for_keys == asked + 1
+        passed.append(0.5)
+    provider.instead_of_keys = None
+    assert reader.read(new).subject == "ann"
+
+
+def test_who_has_a_trusted_key_does_not_wait_for_the_answer_to_another(
+    changing: tuple[Provider, TokenReader], passed: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, reader = changing
+    token = provider.token()
+    reader.read(token)
+    passed.append(3_600)
+    with holding(monkeypatch, ProviderKeys, "_fetched", lambda: len(reader.read(token).subject), asked=1, held=1) as [
+        first
+    ]:
+        passed.append(31)
+        assert reader.has_key_of(token) and reader.read(token).subject == "ann"
+        assert not first.done()
+    assert first.result() == 3
 
 
 def test_of_those_who_wait_for_the_keys_one_asks(

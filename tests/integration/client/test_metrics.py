@@ -213,6 +213,10 @@ _CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
     WITH archive AS (INSERT INTO archives (name) VALUES ('a') RETURNING id)
     INSERT INTO held_removals (archive_id, origin, gone, pictures) SELECT id, 'x', 1, 1 FROM archive
     """: ("ragllava_removals_held", ()),
+    "INSERT INTO totals (measure, kind, result, number) VALUES ('mailings', '', 'given_up', 1)": (
+        "ragllava_mailings_given_up_total",
+        (),
+    ),
     "INSERT INTO erasures (kind, account) VALUES ('retired', 'x')": ("ragllava_erasures_open", ()),
     """
     WITH hook AS (

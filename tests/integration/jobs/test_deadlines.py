@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, func, select, text, update
+from sqlalchemy import Connection, Engine, event, func, select, text, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs import control, deadlines, ending, queue, runner, views
@@ -106,7 +107,7 @@ def test_a_budget_counts_what_all_workers_were_busy(desk: Desk) -> None:
     with desk.engine.begin() as connection:
         assert deadlines.room_of(connection, job_id).gpu_left_s == pytest.approx(0.5)
         assert leases[0] is not None and leases[1] is not None
-        queue.finish(connection, leases[0], 0.75)
+        assert queue.finish(connection, leases[0], 0.75)
         assert deadlines.remaining_of(connection, job_id).gpu_left_s == pytest.approx(-0.25)
     assert desk.job(job_id).state is JobState.EXPIRING, "with the seconds that were the last ones"
     ending.end_jobs(desk.engine)
@@ -147,7 +148,8 @@ def test_workers_that_share_a_budget_begin_no_shard_beyond_it(desk: Desk) -> Non
             lease = running.pop(name)
             desk.answer_some(lease, [lease.lo])
             with desk.engine.begin() as connection:
-                queue.finish(connection, lease, each_s)
+                is_stopping = queue.finish(connection, lease, each_s)
+            assert is_stopping == (spent(desk, job_id) >= budget_s)
             assert spent(desk, job_id) + each_s * len(running) <= budget_s + each_s * len(names)
             begin(name)
     assert begun_at == [0.0, 0.0, 3.0, 6.0, 9.0], "none after the 10 seconds"
@@ -177,6 +179,33 @@ def test_two_workers_stop_when_they_have_used_up_a_budget_together(desk: Desk, s
     assert (job.state, job.progress.by_status) == (JobState.FAILED, {"expired": 12})
     assert job.error == "the budget of 0.4 GPU seconds was used up"
     assert job.timing is not None and job.timing["busy_s"] >= 0.4
+
+
+def test_only_a_shard_that_ends_a_budget_asks_for_the_end_of_its_job(desk: Desk, settings: Settings) -> None:
+    job_id = desk.questions_job(3, per_shard=1, limits=JobLimits(max_gpu_s=1_000.0))
+    begun = list[Connection]()
+
+    def note(connection: Connection) -> None:
+        if threading.current_thread() is threading.main_thread():  # the heartbeat looks by itself
+            begun.append(connection)
+
+    def stage(context: ShardContext[Resources]) -> None:
+        desk.answer_some(context.lease, [context.lease.lo])
+        begun.clear()
+
+    with stages_replaced({JobKind.ANSWER: stage}):
+        event.listen(desk.engine, "begin", note)
+        try:
+            runner._run_lease(desk.claim_next(), settings, desk.engine, Resources(settings))
+            assert len(begun) == 1, "the transaction that ends the shard"
+        finally:
+            event.remove(desk.engine, "begin", note)
+        last = desk.claim_next()
+        with desk.engine.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(busy_s=1_000.0))
+        runner._run_lease(last, settings, desk.engine, Resources(settings))
+    job = desk.job(job_id)
+    assert (job.state, job.progress.by_status) == (JobState.COMPLETED_WITH_ERRORS, {"answered": 2, "expired": 1})
 
 
 def test_a_worker_that_lost_its_lease_spends_nothing_any_more(desk: Desk) -> None:

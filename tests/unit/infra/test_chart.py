@@ -16,7 +16,7 @@ from celery.bin.worker import worker as worker_command
 from jsonschema import ValidationError
 
 from ragllava.cli.main import COMMANDS
-from ragllava.settings import Settings
+from ragllava.settings import Settings, is_loopback
 from ragllava.vital_signs import QUESTIONS
 from tests.support.chart import CHART, VALUE_SETS, Manifest, of_kind, rendered, run_helm, validate
 from tests.support.pages import ROOT, all_pages
@@ -292,7 +292,7 @@ def test_what_operators_define_is_off_by_default() -> None:
     }  # fmt: skip
 
 
-def test_only_the_server_can_be_reached() -> None:
+def test_only_the_server_and_the_metrics_of_workers_can_be_reached() -> None:
     policies = of_kind("all", "NetworkPolicy")
     assert policies["archive-ragllava"]["spec"]["ingress"] == []
     ports = {
@@ -303,8 +303,27 @@ def test_only_the_server_can_be_reached() -> None:
     assert ports == {"http": [{key: "ingress"}], "metrics": [{key: "monitoring"}]}
     served = {port["name"] for port in container(pods("all")["serve"])["ports"]}
     assert set(ports) == served
-    for pod in pods("all"):
-        assert pod in ("serve", "migrate") or "ports" not in container(pods("all")[pod])
+    own = policies["archive-ragllava-workers"]["spec"]
+    assert own["ingress"] == policies["archive-ragllava-serve"]["spec"]["ingress"][1:], "as the metrics of the server"
+    monitors = of_kind("all", "PodMonitor")
+    assert monitors["archive-ragllava-workers"]["spec"]["selector"] == own["podSelector"]
+    [endpoint] = monitors["archive-ragllava-workers"]["spec"]["podMetricsEndpoints"]
+    [expression] = own["podSelector"]["matchExpressions"]
+    assert expression == {"key": "app.kubernetes.io/component", "operator": "In", "values": list(WORKERS)}
+    for name in WORKERS:
+        [port] = container(pods("all")[name])["ports"]
+        settings = Settings(
+            **{key[9:].lower(): value for key, value in variables(pods("all")[name]).items() if "METRICS" in key}
+        )
+        assert (endpoint["port"], settings.worker_metrics_port) == (port["name"], port["containerPort"])
+        assert settings.metrics_beyond_loopback and not is_loopback(settings.worker_metrics_host)
+
+
+def test_workers_listen_nowhere_by_default() -> None:
+    assert set(of_kind("minimal", "NetworkPolicy")) == {"archive-ragllava", "archive-ragllava-serve"}
+    for name in WORKERS:
+        pod = pods("minimal")[name]
+        assert "ports" not in container(pod) and not any("METRICS" in variable for variable in variables(pod))
 
 
 def test_the_versions_of_chart_and_package_are_the_same() -> None:

@@ -7,6 +7,14 @@ app.kubernetes.io/name: ragllava
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* A selector of the pods of all workers. */}}
+{{- define "ragllava.workers" -}}
+matchLabels:
+  {{- include "ragllava.selector" . | nindent 2 }}
+matchExpressions:
+  - {key: app.kubernetes.io/component, operator: In, values: [maintenance, ingest, answer, train]}
+{{- end }}
+
 {{- define "ragllava.labels" -}}
 {{ include "ragllava.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import Connection, func, select, text, update
 
 from ragllava.client import Client
 from ragllava.errors import InvalidInput, UsageError
 from ragllava.records import AnswerOptions, AnswerStatus, FileFormat, Origin, Retrieval, by_retrieval
 from ragllava.settings import Settings
+from ragllava.stages.answer import asked_pictures
 from ragllava.stages.answer.asked_pictures import AskedPictures
 from ragllava.stages.answer.question_files import WITHOUT_TEXT, read_questions
 from ragllava.stages.answer.remote_pictures import RemotePictures
@@ -26,7 +27,7 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive, blobs
 from ragllava.stores.buckets import bindings
 from ragllava.stores.buckets.bindings import BindingRole
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import equals_any, in_transaction
 from ragllava.stores.objects import content_key
 from ragllava.stores.schema import blobs as blobs_table
 from ragllava.stores.schema import images, jobs
@@ -265,6 +266,26 @@ def test_all_pictures_of_a_file_are_there_when_it_has_been_read(gallery: Worksho
     with pictures.storing() as store:
         hashes = [store(f"data:image/png;base64,{base64.b64encode(bytes([n])).decode()}") for n in range(60)]
     assert len(set(hashes)) == 60 and set(hashes) <= stored(gallery)
+
+
+@pytest.mark.parametrize(("most", "most_bytes", "noted"), [(3, 10_000, [3, 6, 8]), (100, 900, [3, 6, 8])])
+def test_pictures_of_a_file_are_noted_some_at_once(
+    gallery: Workshop, monkeypatch: pytest.MonkeyPatch, most: int, most_bytes: int, noted: list[int]
+) -> None:
+    monkeypatch.setattr(asked_pictures, "_NOTED_AT_ONCE", most)
+    monkeypatch.setattr(asked_pictures, "_NOTED_BYTES", most_bytes)
+    hashes, counted = list[str](), list[int]()
+
+    def count(connection: Connection) -> None:
+        is_new = equals_any(blobs_table.c.sha256, hashes)
+        counted.append(connection.scalars(select(func.count()).select_from(blobs_table).where(is_new)).one())
+
+    kinds = [hashlib.sha256(f"{most} {number}".encode()).digest() * 10 for number in range(8)]  # of 320 bytes
+    hashes += [hashlib.sha256(data).hexdigest() for data in kinds]
+    with pictures_of(gallery, count_bytes=count).storing() as store:
+        for data in kinds:
+            store(f"data:image/png;base64,{base64.b64encode(data).decode()}")
+    assert counted == noted and set(hashes) <= stored(gallery)
 
 
 def test_slow_and_many_other_hosts_are_given_up(gallery: Workshop) -> None:

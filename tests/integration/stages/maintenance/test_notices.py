@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from ragllava.errors import SettingsError
+from ragllava.jobs import figures
 from ragllava.settings import Settings
 from ragllava.stages.notices.deliver import process_notices
 from ragllava.stages.notices.rules import parse_rules
@@ -72,6 +73,15 @@ def mailings(desk: Desk) -> list[MailingView]:
     return in_transaction(desk.engine, notices.list_mailings)
 
 
+def times_given_up(desk: Desk) -> float:
+    """What the metric shows."""
+    numbers = {
+        reading.metric.name: reading.samples for reading in in_transaction(desk.engine, figures.read, desk.settings)
+    }
+    [sample] = numbers["ragllava_mailings_given_up_total"]
+    return sample.number
+
+
 def test_the_end_of_a_job_is_told_once(desk: Desk, mail: MailServer) -> None:
     job_id = end_a_job(desk)
     assert process(desk) == 1
@@ -109,6 +119,7 @@ def test_a_refused_mail_is_sent_again_later_and_one_that_is_refused_for_good_is_
     make_due(desk)
     assert process(desk) == 0
     assert [row.state for row in mailings(desk)] == ["given_up", "delivered"]
+    assert times_given_up(desk) == 1
 
 
 def test_without_a_mail_server_nothing_is_lost(desk: Desk, mail: MailServer) -> None:
@@ -153,7 +164,9 @@ def test_who_has_lost_the_lease_of_a_mailing_neither_sends_it_nor_lets_it_be_sen
         assert not notices.note_sending(connection, late)
         assert notices.note_sending(connection, mine) and not notices.note_sending(connection, mine)
         notices.note_failed(connection, late, "the session broke", 0.0)
+        notices.note_failed(connection, late, "the session broke", None)
     assert [row.state for row in mailings(desk)] == ["sending"]
+    assert times_given_up(desk) == 0
 
 
 def test_a_server_that_cannot_take_the_mail_has_surely_not_got_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,12 +30,12 @@ from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results import finalize, results
-from ragllava.stages.results.finalize import publish_missing_results, publish_result
+from ragllava.stages.results.finalize import publish_missing_results, publish_result, result_lock
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answers, outcomes, requests
 from ragllava.stores.jobs.outcomes import Reconciliation
-from ragllava.stores.maintenance.faults import list_faults
+from ragllava.stores.maintenance.faults import list_faults, record
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import reindexed
 from ragllava.training.request import TrainingRequest, create_job
@@ -128,6 +128,17 @@ def test_every_line_is_in_the_files_and_the_manifest_adds_up(desk: Desk, objects
         {"custom_id": None, "line": 7, "code": "empty_question", "message": "the question is empty"},
     ]
     assert publish_missing_results(desk.engine, objects) == 0
+
+
+def test_a_job_that_another_process_finishes_keeps_its_fault(desk: Desk, objects: ObjectStore) -> None:
+    job_id = a_job(desk, good=2)
+    answer_all(desk)
+    in_transaction(desk.engine, record, "results", f"job {job_id}", "an earlier attempt", 60.0)
+    with result_lock(desk.engine, job_id):
+        assert publish_missing_results(desk.engine, objects) == 0
+    assert [fault.subject for fault in in_transaction(desk.engine, list_faults)] == [f"job {job_id}"]
+    assert publish_missing_results(desk.engine, objects) == 1
+    assert in_transaction(desk.engine, list_faults) == []
 
 
 def test_a_job_without_errors_has_an_empty_error_file(desk: Desk, objects: ObjectStore) -> None:
