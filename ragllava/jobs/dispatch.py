@@ -132,22 +132,28 @@ def _unqueue_lost(connection: Connection, settings: Settings) -> int:
 
 
 def _busy_queues(connection: Connection, settings: Settings) -> set[str]:
-    """The queues that live workers serve, all of which have a running shard for each of their slots."""
-    rows = connection.execute(
-        text("""
-            SELECT queue FROM (
-                SELECT queues, slots, (
-                    SELECT count(*) FROM shards s JOIN jobs j ON j.id = s.job_id
-                    WHERE s.worker = w.name AND s.state = 'running' AND s.lease_until > now() AND j.finished_at IS NULL
-                ) AS running
-                FROM workers w WHERE state = 'live' AND versions <> '{}'
-                AND seen_at > now() - make_interval(secs => :age)
-            ) live, unnest(queues) AS queue
-            GROUP BY queue HAVING bool_and(running >= slots)
-        """),
-        {"age": 3 * settings.tick_s},
+    """The queues that live workers serve, all of which have a running shard for each of their slots.
+
+    Joined here: without fresh statistics, the planner compares each worker with each running shard.
+    """
+    running = (
+        select(shards.c.worker, func.count().label("number"))
+        .join(jobs)
+        .where(jobs.c.finished_at.is_(None), shards.c.state == ShardState.RUNNING, shards.c.lease_until > func.now())
+        .group_by(shards.c.worker)
     )
-    return {row.queue for row in rows}
+    running_of = {row.worker: row.number for row in connection.execute(running)}
+    busy: dict[str, bool] = {}
+    for worker in connection.execute(
+        text(
+            "SELECT name, queues, slots FROM workers WHERE state = 'live' AND versions <> '{}' "
+            "AND seen_at > now() - make_interval(secs => :age)"
+        ),
+        {"age": 3 * settings.tick_s},
+    ):
+        for queue in worker.queues:
+            busy[queue] = busy.get(queue, True) and running_of.get(worker.name, 0) >= worker.slots
+    return {queue for queue, is_busy in busy.items() if is_busy}
 
 
 def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:

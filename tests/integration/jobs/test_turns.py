@@ -15,6 +15,7 @@ from ragllava.jobs.runner import ShardContext, run_shard
 from ragllava.records import JobKind, Priority
 from ragllava.settings import Settings
 from ragllava.stages.resources import Resources
+from ragllava.stores.jobs import workers
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk, without_ticks
 from tests.support.plans import visited_rows
@@ -323,3 +324,25 @@ def test_no_statement_of_the_machinery_reads_the_shards_of_large_jobs(
     rows = {name: sum(each.rows for each in visited_rows(engine, work)) for name, work in works.items()}
     assert all(0 < number < 2_000 for name, number in rows.items() if name != "expired"), rows
     assert rows["expired"] < 2_000, rows
+
+
+def test_a_look_for_lost_messages_reads_a_running_shard_once_however_many_workers_there_are(
+    desk: Desk, engine: Engine
+) -> None:
+    number = 60
+    desk.questions_job(2 * number, per_shard=1)
+    with engine.begin() as connection:
+        for name in (f"busy-{each}" for each in range(number)):
+            workers.register(connection, name, ["query"], 1)
+            workers.report_ready(connection, name, {"tests": "1"})
+        connection.execute(
+            text("""
+                UPDATE shards SET lease_until = now() + interval '1 h', queued_at = now() - interval '1 h',
+                    worker = CASE WHEN lo < :number THEN 'busy-' || lo END,
+                    state = CASE WHEN lo < :number THEN 'running' ELSE 'queued' END
+            """),
+            {"number": number},
+        )
+    looks = visited_rows(engine, lambda connection: dispatch._unqueue_lost(connection, desk.settings))
+    rows = [look.rows for look in looks if look.statement.startswith("SELECT")]
+    assert 2 * number < sum(rows) < 20 * number, rows
