@@ -68,7 +68,7 @@ class ProviderKeys:
         """Until the provider is asked again."""
         if not self._failures:
             return _AGAIN_S
-        return min(_AGAIN_S, _AGAIN_AFTER_FAILURE_S * 2 ** min(self._failures - 1, 20))
+        return min(_AGAIN_S, _AGAIN_AFTER_FAILURE_S * 2.0 ** min(self._failures - 1, 20))
 
     def _trusts(self, key_id: str) -> bool:
         return key_id in self._keys and monotonic() - self._answered_at < 2 * self._kept_s
