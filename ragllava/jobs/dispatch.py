@@ -39,6 +39,8 @@ _IS_EXPIRED = (shards.c.state == ShardState.RUNNING, shards.c.lease_until < func
 _REAPED_AT_ONCE = 100
 _REAPING_S = 1.0  # then the other shards wait for the next call
 _REAPING_TIMEOUT_MS = 2_000  # of a statement
+_FEW_FREE = 0.05  # of the slots of a queue
+_VERY_OLD = 10  # times the age at which a message is old
 MESSAGES_PER_SLOT = 2  # a shard that runs and one that waits: a slot never waits, and the order stays ours
 
 
@@ -117,22 +119,28 @@ def _postpone_reaping(connection: Connection, shard_id: int, error: str, setting
 def _unqueue_lost(connection: Connection, settings: Settings) -> int:
     """Set queued shards back to pending whose message was lost; returns how many.
 
-    A message that waits for a busy worker is not lost, however old it is.
+    A message that waits for a busy worker is not lost, however old it is. Of many workers one is free at almost any
+    moment, between two shards, so a few free slots only mean something for a message that is much older.
     """
     old = (shards.c.state == ShardState.QUEUED, shards.c.queued_at < func.now() - seconds(settings.queued_timeout_s))
+    is_very_old = shards.c.queued_at < func.now() - seconds(_VERY_OLD * settings.queued_timeout_s)
     query = (
-        select(shards.c.id, shards.c.queue, jobs.c.kind)
+        select(shards.c.id, shards.c.queue, jobs.c.kind, is_very_old.label("is_very_old"))
         .join(jobs)
         .where(jobs.c.finished_at.is_(None), is_known_kind(), *old)
     )
     rows = connection.execute(query).all()
-    busy = _busy_queues(connection, settings) if rows else set()
-    lost = [row.id for row in rows if (row.queue or kind_of(row.kind).queue) not in busy]
+    free = _free_shares(connection, settings) if rows else {}
+    lost = [
+        row.id
+        for row in rows
+        if free.get(row.queue or kind_of(row.kind).queue, 1.0) > (0.0 if row.is_very_old else _FEW_FREE)
+    ]
     return unqueue(connection, equals_any(shards.c.id, lost), *old) if lost else 0
 
 
-def _busy_queues(connection: Connection, settings: Settings) -> set[str]:
-    """The queues that live workers serve, all of which have a running shard for each of their slots.
+def _free_shares(connection: Connection, settings: Settings) -> dict[str, float]:
+    """The share of the slots of each queue's live workers, from 0 to 1, that run no shard.
 
     Joined here: without fresh statistics, the planner compares each worker with each running shard.
     """
@@ -143,7 +151,7 @@ def _busy_queues(connection: Connection, settings: Settings) -> set[str]:
         .group_by(shards.c.worker)
     )
     running_of = {row.worker: row.number for row in connection.execute(running)}
-    busy: dict[str, bool] = {}
+    free, slots = Counter[str](), Counter[str]()
     for worker in connection.execute(
         text(
             "SELECT name, queues, slots FROM workers WHERE state = 'live' AND versions <> '{}' "
@@ -152,8 +160,9 @@ def _busy_queues(connection: Connection, settings: Settings) -> set[str]:
         {"age": 3 * settings.tick_s},
     ):
         for queue in worker.queues:
-            busy[queue] = busy.get(queue, True) and running_of.get(worker.name, 0) >= worker.slots
-    return {queue for queue, is_busy in busy.items() if is_busy}
+            free[queue] += max(0, worker.slots - running_of.get(worker.name, 0))
+            slots[queue] += worker.slots
+    return {queue: free[queue] / number for queue, number in slots.items() if number}
 
 
 def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:

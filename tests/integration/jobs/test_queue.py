@@ -124,6 +124,24 @@ def test_a_message_is_sent_again_when_another_worker_of_its_queue_is_free(desk: 
     assert len(desk.dispatch()) >= 2
 
 
+def test_one_of_many_workers_that_is_free_proves_a_loss_only_after_long(desk: Desk) -> None:
+    """Each worker is free for a moment between two shards. What waits behind the others would be sent twice."""
+    desk.questions_job(60, per_shard=1)
+    desk.live_worker("many@test", slots=24)
+    first, *others = (desk.claim(shard_id, "many@test") for shard_id in desk.dispatch()[:25])
+    assert first is not None and None not in others
+    with desk.engine.begin() as connection:  # 25 slots run one each
+        connection.execute(update(shards).where(shards.c.id == first.shard_id).values(worker=WORKER))
+    waiting = set(desk.ids("queued"))
+    assert len(waiting) == 25
+    desk.answer(first)
+    age_messages(desk)
+    assert not waiting & set(desk.dispatch())
+    for _ in range(10):
+        age_messages(desk)
+    assert waiting <= set(desk.dispatch())
+
+
 def test_backlog_in_redis_is_bounded_by_live_slots(desk: Desk) -> None:
     desk.questions_job(100, per_shard=1)
     assert len(desk.dispatch()) == dispatch.MESSAGES_PER_SLOT
