@@ -74,6 +74,34 @@
     if (events) missed.add(events);
   });
 
+  // What a person has done in a part stays when it is renewed: the focus, what is unfolded, and where it is scrolled.
+  const kept = new Map(); // by the id of the part, until it is replaced
+  const keyOf = (element) => {
+    const address = element.getAttribute("href") ?? element.closest("form")?.getAttribute("action") ?? "";
+    const words = element.matches("button, summary") ? element.textContent.trim() : "";
+    return [element.tagName, address, element.getAttribute("name") ?? "", words].join("\n");
+  };
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const part = event.target;
+    if (part.dataset.poll === undefined || !part.id || !event.detail.shouldSwap) return;
+    const focused = part.contains(document.activeElement) ? document.activeElement : null;
+    kept.set(part.id, {
+      key: focused && keyOf(focused),
+      open: [...part.querySelectorAll("details")].filter((each) => each.open).map((each) => keyOf(each.firstElementChild)),
+      offsets: [...part.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]),
+    });
+  });
+  document.addEventListener("htmx:afterSwap", () => kept.forEach((before, id) => {
+    const part = document.getElementById(id);
+    kept.delete(id);
+    if (!part) return;
+    part.querySelectorAll("details").forEach((each) => { each.open ||= before.open.includes(keyOf(each.firstElementChild)); });
+    part.querySelectorAll(".scroll").forEach((each, number) => each.scrollTo(...(before.offsets[number] ?? [0, 0])));
+    if (!before.key) return;
+    const all = [...part.querySelectorAll("a[href], button, summary, input, select, [tabindex]")];
+    all.find((each) => keyOf(each) === before.key)?.focus({ preventScroll: true });
+  }));
+
   // What a part could not be fetched for is over when it can be.
   document.addEventListener("htmx:afterRequest", (event) => {
     if (event.detail.successful && event.target.dataset?.poll !== undefined) document.getElementById("problem")?.remove();

@@ -102,6 +102,30 @@ def test_news_that_comes_while_a_part_is_fetched_is_shown(front: Front, browser:
         expect(page.locator("#job .chip.completed")).to_be_visible()
 
 
+def test_what_a_person_has_done_in_a_part_stays_when_it_is_renewed(front: Front, browser: Browser) -> None:
+    """Whoever works by keyboard would begin at the top of the page again, every two seconds."""
+    job = held_up_job(front)
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("ask"))
+        page = visitor.page
+
+        def with_details(route: Route) -> None:  # as jobs of other kinds have
+            answer = route.fetch()
+            details = "<details><summary>Details</summary><p>of the job</p></details></section>"
+            route.fulfill(response=answer, body=answer.text().replace("</section>", details, 1))
+
+        page.route(re.compile(rf"/{job}/state$"), with_details)
+        visitor.go(f"/console/jobs/{job}")
+        page.locator("#job summary").click()
+        for kept in (page.get_by_role("button", name="Cancel"), page.locator("#job summary")):
+            kept.focus()
+            page.evaluate("document.getElementById('job').dataset.old = 'yes'")
+            page.evaluate("htmx.trigger('#job', 'news')")
+            expect(page.locator("#job[data-old]")).to_have_count(0)
+            expect(kept).to_be_focused()
+            expect(page.locator("#job details")).to_have_attribute("open", "")
+
+
 def test_a_page_polls_where_events_are_cut_and_can_be_read_without_scripts(front: Front, browser: Browser) -> None:
     job = held_up_job(front)
     with visiting(browser, front.url) as visitor, visiting(browser, front.url, scripts=False) as plain:
