@@ -102,6 +102,24 @@ def test_news_that_comes_while_a_part_is_fetched_is_shown(front: Front, browser:
         expect(page.locator("#job .chip.completed")).to_be_visible()
 
 
+def test_what_is_pressed_stays_until_it_is_released(front: Front, browser: Browser) -> None:
+    job = held_up_job(front)
+    renew = """() => new Promise((done) => {
+        document.addEventListener("htmx:afterRequest", done, {once: true});
+        htmx.trigger("#job", "news");
+    }).then(() => true)"""
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("ask"))
+        page = visitor.go(f"/console/jobs/{job}")
+        box = page.get_by_role("button", name="Pause").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        assert page.evaluate(renew)
+        page.mouse.up()
+        expect(page.get_by_role("button", name="Resume")).to_be_visible()
+
+
 def test_a_page_polls_where_events_are_cut_and_can_be_read_without_scripts(front: Front, browser: Browser) -> None:
     job = held_up_job(front)
     with visiting(browser, front.url) as visitor, visiting(browser, front.url, scripts=False) as plain:
