@@ -13,7 +13,7 @@ from ragllava.stages.results import finalize
 from ragllava.stores.jobs import answers
 from tests.support.job_rows import Desk, without_ticks
 
-# What the server does with transactions that do nothing for long; here it does not wait.
+# The server ends transactions that are idle for too long. This ends them at once.
 END_IDLE_TRANSACTIONS = text("""
     SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
     WHERE datname = current_database() AND state LIKE 'idle in transaction%'

@@ -35,7 +35,7 @@ def held_up_job(front: Front) -> int:
 
 
 def fulfill_without_polling(route: Route, answer: APIResponse) -> None:
-    """As it came, but that it polls once an hour."""
+    """The answer as it came, except that it polls once an hour."""
     route.fulfill(response=answer, body=re.sub(r"every \d+s", "every 3600s", answer.text()))
 
 
