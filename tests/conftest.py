@@ -312,7 +312,7 @@ def _remove_buckets(settings: Settings) -> None:
 
 
 def _take_redis_database() -> int:
-    """One that nobody uses, if there is one: that of a fixture of a wider scope is not emptied under its workers."""
+    """A database that nobody uses, if there is one. A test then empties none that a fixture of a wider scope uses."""
     number = min(_redis_databases, key=_redis_users.__getitem__)  # the first of those with the fewest users
     _redis_databases.remove(number)
     _redis_databases.append(number)

@@ -29,7 +29,7 @@ from tests.conftest import environment_of, own_settings
 from tests.support.api_server import make_key
 from tests.support.browser import Visitor, expect, visiting
 from tests.support.processes import ROOT
-from tests.support.prometheus_server import free_port
+from tests.support.prometheus_server import kept_port
 from tests.support.toy_questions import COLORS, draw_sheet, tiny_profile
 from tests.support.waiting import wait_for
 
@@ -94,22 +94,24 @@ def system(services: Settings, template_database: str, tmp_path_factory: pytest.
 @contextmanager
 def site(settings: Settings, logs: Path) -> Iterator[str]:
     """`ragllava serve`; its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "ragllava", "serve", "--port", str(port)]
-    with (logs / "serve.log").open("ab") as log:
-        process = subprocess.Popen(command, env=os.environ | environment_of(settings), cwd=ROOT, stdout=log, stderr=log)
+    with kept_port() as port:
+        command = [sys.executable, "-m", "ragllava", "serve", "--port", str(port)]
+        with (logs / "serve.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, env=os.environ | environment_of(settings), cwd=ROOT, stdout=log, stderr=log
+            )
 
-    def answers() -> bool:
-        assert process.poll() is None, (logs / "serve.log").read_text()[-3000:]
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
+        def answers() -> bool:
+            assert process.poll() is None, (logs / "serve.log").read_text()[-3000:]
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    try:
-        wait_for("the server", answers)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
+        try:
+            wait_for("the server", answers)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.schema import REVISION
 from ragllava.stores.schema_revision import stated_floor
 from tests.acceptance.conftest import FRAGILE, Cluster
-from tests.support.prometheus_server import free_port
+from tests.support.prometheus_server import free_port, kept_port
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
@@ -93,21 +93,21 @@ def test_a_job_that_one_worker_cannot_do_is_done_by_the_others(cluster: Cluster,
     """The unfit worker is there first, and idle."""
     cluster.start("maint", "maint", FRAGILE, ticks=True)
     cluster.start("unfit", "query", UNFIT)
-    port = free_port()
-    cluster.settings = cluster.settings.model_copy(update={"worker_metrics_port": port})
-    cluster.start("fit", "query", FRAGILE)
-    cluster.wait_ready("unfit", "fit")
-    with cluster.client.engine.begin() as connection:
-        ensure_archive(connection, "test")
-    lines = (json.dumps({"custom_id": f"q{number}", "question": f"question {number}"}) for number in range(60))
-    path = tmp_path / "q.jsonl"
-    path.write_text("\n".join(lines))
-    job_id = cluster.client.questions.submit(path, "test").job_id
-    job = cluster.client.jobs.wait(job_id, timeout_s=120)
-    assert (job.state, job.progress.by_status) == (JobState.COMPLETED, {"answered": 60})
-    unfit = next(row for row in cluster.client.system.workers() if row.name == "unfit@test")
-    assert unfit.refused == {str(job_id): "this worker cannot do it"}
-    wait_for("the figures of its process", lambda: figures(port)["ragllava_worker_shard_seconds_count", ()] >= 8)
+    with kept_port() as port:
+        cluster.settings = cluster.settings.model_copy(update={"worker_metrics_port": port})
+        cluster.start("fit", "query", FRAGILE)
+        cluster.wait_ready("unfit", "fit")
+        with cluster.client.engine.begin() as connection:
+            ensure_archive(connection, "test")
+        lines = (json.dumps({"custom_id": f"q{number}", "question": f"question {number}"}) for number in range(60))
+        path = tmp_path / "q.jsonl"
+        path.write_text("\n".join(lines))
+        job_id = cluster.client.questions.submit(path, "test").job_id
+        job = cluster.client.jobs.wait(job_id, timeout_s=120)
+        assert (job.state, job.progress.by_status) == (JobState.COMPLETED, {"answered": 60})
+        unfit = next(row for row in cluster.client.system.workers() if row.name == "unfit@test")
+        assert unfit.refused == {str(job_id): "this worker cannot do it"}
+        wait_for("the figures of its process", lambda: figures(port)["ragllava_worker_shard_seconds_count", ()] >= 8)
     assert figures(port)["ragllava_worker_info", ("fit@test",)] == 1
     assert figures(port)["process_resident_memory_bytes", ()] > 2**20
     cluster.kill("fit")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from ragllava.models.profiles import RetrieverSource
 from ragllava.postcards.archive import PostcardArchive, WrittenArchive, draw_archive, write_archive
 from ragllava.settings import Settings
 from tests.conftest import own_settings
+from tests.support.lock_waiters import counting_waiters
 from tests.support.run_command import Run, runner
 from tests.support.waiting import wait_for
 
@@ -113,12 +114,9 @@ def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
 @pytest.fixture
 def wait_for_waiter(engine: Engine) -> Callable[[], None]:
     """A function that returns once another session of the test's database waits for a lock."""
-    statement = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
 
     def wait() -> None:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            wait_for("a session that waits for a lock", lambda: connection.scalar(statement) > 0, 60)
+        with counting_waiters(engine) as waiters:
+            wait_for("a session that waits for a lock", lambda: waiters() > 0, 60)
 
     return wait

@@ -33,7 +33,7 @@ def put(workshop: Workshop, data: bytes, archive_name: str = ARCHIVE) -> str:
         offered = NewImage(digest, name, f"file:///{name}", None, 1, 1, "image/png")
         archive.store_images(connection, archive_id, [offered])
 
-    in_transaction(workshop.engine, store)  # which repeats it after a lock that somebody else kept for long
+    in_transaction(workshop.engine, store)  # repeated when another session held a lock for too long
     return digest
 
 

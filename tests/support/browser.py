@@ -168,8 +168,7 @@ def visiting(
 
 
 def _leave(context: BrowserContext) -> None:
-    """Playwright raises what a handler of a request that is still on its way raises from the next call of whoever it
-    is: of the next test."""
+    """Close the pages. An error in the handler of a request that is still on its way is not raised in the next test."""
     try:
         for page in context.pages:
             page.unroute_all(behavior="ignoreErrors")

@@ -21,8 +21,8 @@ WORKER = "answer@test"
 
 
 def without_ticks(settings: Settings) -> Settings:
-    """For a desk beside which nobody ticks: its workers are not taken for gone after three ticks, and its messages not
-    for lost, however slow the machine is."""
+    """Settings of a desk beside which nobody ticks. However slow the machine is, no worker is taken for gone after
+    three ticks, and no message for lost."""
     return settings.model_copy(update={"tick_s": 600.0, "queued_timeout_s": 600.0})
 
 

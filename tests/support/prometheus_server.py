@@ -24,8 +24,8 @@ def free_port() -> int:
 
 @contextmanager
 def kept_port() -> Iterator[int]:
-    """A port that nobody else is given before the end of the block; a server that is told to may listen on it, if it
-    allows the reuse of addresses, as ours and Prometheus do."""
+    """A port that the system gives to nobody else before the end of the block. A server that allows the reuse of
+    addresses may listen on it, as ours and Prometheus do."""
     with socket.socket() as keeper:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         keeper.bind(("127.0.0.1", 0))

@@ -119,7 +119,7 @@ def test_a_real_prometheus_scrapes_it_and_evaluates_the_rules(client: Client, en
             'ragllava_stage_seconds_count{stage="answer"}': 3.0,
             'ragllava_queue_depth{queue="query"}': 3.0,
         }
-        # A scrape that takes too long takes away what the one before has brought.
+        # A scrape that runs out of time removes the figures of the one before, until the next.
         wait_for("the figures", lambda: {query: prometheus.number(query) for query in expected} == expected, 60)
         wait_for("the rules", lambda: {rule["health"] for rule in prometheus.rules()} == {"ok"}, 60)
         assert not [rule for rule in prometheus.rules() if rule.get("lastError")]

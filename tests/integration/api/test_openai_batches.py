@@ -18,6 +18,7 @@ from sqlalchemy import func, select, text, update
 
 from ragllava.stores.schema import batches, jobs, questions, uploads
 from tests.support.api_server import Front
+from tests.support.lock_waiters import counting_waiters
 from tests.support.waiting import wait_for
 
 ENDED = ("failed", "completed", "expired", "cancelled")
@@ -294,24 +295,17 @@ def test_a_repeated_create_makes_no_second_batch(sdk: OpenAI, front: Front) -> N
 def test_a_server_that_stalls_makes_no_second_batch(sdk: OpenAI, front: Front) -> None:
     """The SDK gives up waiting and repeats, while the first request still waits for the table."""
     file_id, impatient = upload(sdk, lines(2)), sdk.with_options(timeout=0.5, max_retries=20)
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
     engine = front.office.engine
-    with (
-        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watching,
-        engine.connect() as stalling,
-        ThreadPoolExecutor(1) as threads,
-    ):
+    with counting_waiters(engine) as waiters, engine.connect() as stalling, ThreadPoolExecutor(1) as threads:
         stalling.execute(text("LOCK TABLE batches IN SHARE ROW EXCLUSIVE MODE"))
         creating = threads.submit(create, impatient, file_id)
         try:
-            wait_for("the request and its repetition", lambda: watching.scalar(waiting) >= 2, 60)
+            wait_for("the request and its repetition", lambda: waiters() >= 2, 60)
         finally:
             impatient.timeout = 60.0  # from its next attempt on: a slow server answers in time, too
             stalling.rollback()
         batch = creating.result()
-        wait_for("the end of those that were given up", lambda: watching.scalar(waiting) == 0, 60)
+        wait_for("the end of those that were given up", lambda: waiters() == 0, 60)
     ended(sdk, batch.id)
     with front.office.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(batches)).scalar_one() == 1

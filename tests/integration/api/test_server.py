@@ -25,6 +25,7 @@ from ragllava.client import Client
 from ragllava.client.access.access import Access
 from ragllava.client.questions import Questions
 from ragllava.errors import ServiceUnavailable
+from ragllava.lab.bench.processes import peak_mib
 from ragllava.local.service import http_get
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
@@ -66,12 +67,6 @@ def process(environment: dict[str, str], *options: str) -> Iterator[tuple[str, p
         finally:
             child.kill()
             child.wait()
-
-
-def peak_mib(server: psutil.Process) -> int:
-    status = Path(f"/proc/{server.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) // 1024
 
 
 def test_a_file_of_200_mb_passes_through_little_memory(

@@ -73,9 +73,10 @@ def test_the_list_is_filtered(client: Client, run: Run) -> None:
 def test_latest_is_a_job_everywhere(client: Client, run: Run, tmp_path: Path) -> None:
     """Neither the single question nor the maintenance task is meant."""
     assert json.loads(run("jobs", "show", "latest", "--json")[1])["job"] == 3
-    for command in ("pause", "resume", "cancel"):
+    for command, states in (("pause", {"paused"}), ("resume", {"running"}), ("cancel", {"cancelling", "cancelled"})):
         code, out, err = run("jobs", command, "latest")
         assert (code, err) == (0, "") and out.startswith("job 3 is ")
+        assert client.jobs.get(3).state in states
     assert run("jobs", "retry", "latest")[1].startswith("job 3: ")
     code, out, _ = run("results", "latest", "-o", tmp_path / "answers.jsonl")
     assert code == 0 and "job 3" in out

@@ -31,7 +31,7 @@ def test_what_failed_is_shown_with_its_reason_and_sent_again(run: Run, engine: E
         own = settings.model_copy(update=rules)
         server.answers = ["550 never", "451 later"]
         assert process_notices(engine, own) == 0
-        with engine.begin() as connection:  # 8 to 12 s are soon over on a busy machine
+        with engine.begin() as connection:  # its 8 to 12 s may be over before the list is read
             later = text("UPDATE mailings SET not_before = now() + interval '1 hour' WHERE state = 'waiting'")
             assert connection.execute(later).rowcount == 1
         by_state = {row["state"]: row for row in json.loads(run("mailings", "list", "--json")[1])}

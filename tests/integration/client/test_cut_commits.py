@@ -17,14 +17,14 @@ from ragllava.records import ScheduleAction, TaskName
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 from tests.support import cut_commits
-from tests.support.job_rows import Desk
+from tests.support.job_rows import Desk, without_ticks
 
 Action = Callable[[Client, Path], object]
 
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[Client]:
-    unhurried = settings.model_copy(update={"tick_s": 600.0})  # workers are taken for gone after three ticks
+    unhurried = without_ticks(settings)
     with Client(unhurried) as client:
         desk = Desk(client.engine, unhurried)
         desk.live_worker()

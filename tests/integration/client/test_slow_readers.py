@@ -11,9 +11,9 @@ from ragllava.client import Client
 from ragllava.settings import Settings
 from ragllava.stages.results import finalize
 from ragllava.stores.jobs import answers
-from tests.support.job_rows import Desk
+from tests.support.job_rows import Desk, without_ticks
 
-# What the server does with transactions that do nothing for long; here it does not wait.
+# The server ends transactions that are idle for too long. This ends them at once.
 END_IDLE_TRANSACTIONS = text("""
     SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
     WHERE datname = current_database() AND state LIKE 'idle in transaction%'
@@ -25,7 +25,7 @@ def test_a_reader_may_pause_longer_than_a_transaction(
 ) -> None:
     for module in (answers, finalize):
         monkeypatch.setattr(module, "_PAGE", 1)
-    desk = Desk(engine, settings.model_copy(update={"tick_s": 600.0}))  # the worker is there on a slow machine, too
+    desk = Desk(engine, without_ticks(settings))
     desk.live_worker()
     job_id = desk.questions_job(3, per_shard=3)
     desk.drain()

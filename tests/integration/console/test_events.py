@@ -35,7 +35,7 @@ def held_up_job(front: Front) -> int:
 
 
 def fulfill_without_polling(route: Route, answer: APIResponse) -> None:
-    """As it came, but that it polls once an hour."""
+    """The answer as it came, except that it polls once an hour."""
     route.fulfill(response=answer, body=re.sub(r"every \d+s", "every 3600s", answer.text()))
 
 
@@ -124,6 +124,24 @@ def test_what_a_person_has_done_in_a_part_stays_when_it_is_renewed(front: Front,
             expect(page.locator("#job[data-old]")).to_have_count(0)
             expect(kept).to_be_focused()
             expect(page.locator("#job details")).to_have_attribute("open", "")
+
+
+def test_what_is_pressed_stays_until_it_is_released(front: Front, browser: Browser) -> None:
+    job = held_up_job(front)
+    renew = """() => new Promise((done) => {
+        document.addEventListener("htmx:afterRequest", done, {once: true});
+        htmx.trigger("#job", "news");
+    }).then(() => true)"""
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("ask"))
+        page = visitor.go(f"/console/jobs/{job}")
+        box = page.get_by_role("button", name="Pause").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        assert page.evaluate(renew)
+        page.mouse.up()
+        expect(page.get_by_role("button", name="Resume")).to_be_visible()
 
 
 def test_a_page_polls_where_events_are_cut_and_can_be_read_without_scripts(front: Front, browser: Browser) -> None:

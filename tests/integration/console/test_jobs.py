@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from tests.support.browser import COLOURS, Theme, expect, visiting
 from tests.support.console_client import reading
 from tests.support.hostile_texts import HOSTILE, HOSTILE_NAME
 from tests.support.many_rows import unhurried
+from tests.support.picture_files import encoded
 from tests.support.plans import watching_rows
 from tests.support.waiting import wait_for
 
@@ -47,15 +47,10 @@ def hostile_job(front: Front) -> int:
     rows = [{"custom_id": f"<b>{number}", "question": hostile} for number, hostile in enumerate(HOSTILE)]
     job = front.client.questions.submit(rows, "stamps", name=HOSTILE_NAME).job_id
     front.client.jobs.wait(job, timeout_s=60)
-    digests = [front.office.objects.put_content(_picture(number), "image/png") for number in range(len(HOSTILE))]
+    pictures = [Image.new("RGB", (80, 60), (20 * number, 120, 120)) for number in range(len(HOSTILE))]
+    digests = [front.office.objects.put_content(encoded(picture, "PNG"), "image/png") for picture in pictures]
     in_transaction(front.office.engine, _make_hostile, job, digests)
     return job
-
-
-def _picture(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (80, 60), (20 * number, 120, 120)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _make_hostile(connection: Connection, job_id: int, digests: list[str]) -> None:
@@ -134,25 +129,6 @@ def test_a_job_is_cancelled_only_after_a_question(front: Front, browser: Browser
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("is cancelled").wait_for()
     wait_for("the end", lambda: front.client.jobs.get(job).is_final)
-
-
-def test_what_is_pressed_stays_until_it_is_released(front: Front, browser: Browser) -> None:
-    front.office.hold_up()
-    job = front.client.questions.submit(["What?"] * 3, "stamps").job_id
-    renew = """() => new Promise((done) => {
-        document.addEventListener("htmx:afterRequest", done, {once: true});
-        htmx.trigger("#job", "news");
-    }).then(() => true)"""
-    with visiting(browser, front.url) as visitor:
-        visitor.sign_in(front.key("ask"))
-        page = visitor.go(f"/console/jobs/{job}")
-        box = page.get_by_role("button", name="Pause").bounding_box()
-        assert box is not None
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.mouse.down()
-        assert page.evaluate(renew)
-        page.mouse.up()
-        expect(page.get_by_role("button", name="Resume")).to_be_visible()
 
 
 def ended_job(front: Front, questions: int, *, cancelled: bool) -> int:

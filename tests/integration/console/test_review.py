@@ -154,7 +154,7 @@ def test_what_keys_do(front: Front, browser: Browser, desk: Desk) -> None:
 def test_the_progress_is_right_as_soon_as_the_last_case_is_reviewed(
     front: Front, browser: Browser, small_desk: Desk, is_known_late: bool
 ) -> None:
-    """The page looks at nothing again and again. That no case is left may be known only after the last save."""
+    """The page does nothing at intervals. It may learn that no case is left only after the last save."""
     held: list[Route] = []
 
     def hold(route: Route) -> None:

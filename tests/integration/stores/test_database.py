@@ -135,9 +135,8 @@ def test_a_connection_on_which_nothing_arrives_is_replaced(settings: Settings, r
             session = sessions.session_of(connection)
             limits.append(session.most_silent_s)
             if len(limits) == 1:
-                session.most_silent_s = (
-                    1.0  # of this session alone: a slow machine may need the usual time for the next
-                )
+                # Of this session alone: on a slow machine the next one may need the usual time.
+                session.most_silent_s = 1.0
                 proxy.silence()
                 proxy.heal(half_open=True)
             return int(connection.execute(text("SELECT 7")).scalar_one())

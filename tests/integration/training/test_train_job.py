@@ -182,7 +182,7 @@ def test_a_generator_practises_with_as_many_pictures_as_a_job_shows(bench: Works
 def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginning(
     bench: Workshop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "_LOOK_S", math.inf)  # the lease is looked at as often on a slow machine
+    monkeypatch.setattr(selection, "_LOOK_S", math.inf)  # the looks are counted: a slow machine adds none
     classroom(bench).label(100)
     job_id = submit(bench, request())
     with_stage(bench, interrupted_after(18, ShardInterrupted("shutdown"))).run_once()

@@ -51,6 +51,14 @@ def test_a_fresh_machine_has_no_problem(capsys: pytest.CaptureFixture[str]) -> N
     assert "nothing is wrong" in capsys.readouterr().out
 
 
+def test_little_memory_and_little_disk_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_SMALLEST_MEMORY_BYTES", "_SMALLEST_FREE_BYTES"):
+        monkeypatch.setattr(doctor, name, 2**60)
+    disk, memory = diagnose().problems
+    assert "GiB are free at" in disk and "RAGLLAVA_HOME" in disk
+    assert "of memory are available" in memory
+
+
 def test_an_unknown_setting_is_a_problem_and_the_known_ones_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGLLAVA_TOPK", "5")
     diagnosis = diagnose()

@@ -269,7 +269,7 @@ def test_all_pictures_of_a_file_are_there_when_it_has_been_read(gallery: Worksho
 
 
 @pytest.mark.parametrize(("most", "most_bytes", "noted"), [(3, 10_000, [3, 6, 8]), (100, 900, [3, 6, 8])])
-def test_pictures_of_a_file_are_noted_some_at_once(
+def test_pictures_of_a_file_are_noted_in_groups(
     gallery: Workshop, monkeypatch: pytest.MonkeyPatch, most: int, most_bytes: int, noted: list[int]
 ) -> None:
     monkeypatch.setattr(asked_pictures, "_NOTED_AT_ONCE", most)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from typing import Any
 
 import pytest
@@ -163,13 +163,13 @@ def test_gc_beside_importers_never_deletes_what_is_referred_to(workshop: Worksho
     delete every blob and object that they can. Afterwards each image has its bytes."""
     contents = [f"picture {number}".encode() for number in range(12)]
     done, has_deleted = threading.Event(), threading.Event()
+    given_up_at = time.monotonic() + 120  # where nothing is deleted, the test fails instead of going on for ever
     put(workshop, b"the first")
 
     def bring(number: int) -> int:
-        chance, deleted = random.Random(seed * 10 + number), 0
-        for turn in count():
-            if turn >= 30 and (has_deleted.is_set() or collector.done()):
-                return deleted
+        chance, deleted, turn = random.Random(seed * 10 + number), 0, 0
+        while turn < 30 or not (has_deleted.is_set() or collector.done() or time.monotonic() > given_up_at):
+            turn += 1
             data = chance.choice(contents)
             if chance.random() < 0.2:  # what an interrupted deletion leaves
                 workshop.resources.objects.put_content(f"stray {number} {turn}".encode(), "image/png")
@@ -177,7 +177,7 @@ def test_gc_beside_importers_never_deletes_what_is_referred_to(workshop: Worksho
                 put(workshop, data, f"archive-{chance.randrange(3)}")
             except BlobDeleted:
                 deleted += 1  # an ingest worker would try again
-        raise AssertionError("unreachable")
+        return deleted
 
     def clean() -> int:
         deleted = 0
@@ -191,10 +191,12 @@ def test_gc_beside_importers_never_deletes_what_is_referred_to(workshop: Worksho
 
     with ThreadPoolExecutor(4) as threads:
         collector = threads.submit(clean)
-        importers = [threads.submit(bring, number) for number in range(3)]
-        for importer in importers:
-            importer.result()
-        done.set()
+        try:
+            importers = [threads.submit(bring, number) for number in range(3)]
+            for importer in importers:
+                importer.result()
+        finally:
+            done.set()
         assert collector.result() > 0, "nothing was deleted: the test shows nothing"
     with workshop.engine.begin() as connection:
         named = set(connection.scalars(select(images.c.sha256)))

@@ -208,7 +208,7 @@ def test_processes_that_were_killed_leave_no_reason_but_the_last_line_that_says_
 
 
 def test_a_reason_is_told_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process, which finds it and ends, has the launcher end this one."""
+    """When another process finds it and ends, the launcher ends this one, which may still be writing."""
     run_file = tmp_path / "run.json"
 
     def looked_at(failure: Failure) -> dict[str, Any]:
