@@ -152,7 +152,29 @@ def test_what_is_pressed_stays_until_it_is_released(front: Front, browser: Brows
         page.mouse.down()
         assert page.evaluate(renew)
         page.mouse.up()
-        expect(page.get_by_role("button", name="Resume")).to_be_visible()
+        page.get_by_role("button", name="Resume").focus()
+        page.keyboard.down("Space")
+        assert page.evaluate(renew)
+        page.keyboard.up("Space")
+        expect(page.get_by_role("button", name="Pause")).to_be_visible()
+
+
+def test_a_part_is_renewed_after_a_press_whose_end_is_not_told(front: Front, browser: Browser) -> None:
+    front.office.hold_up()
+    job = front.client.questions.submit(["What?"] * 3, "stamps").job_id
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("read"))
+        page = visitor.go(f"/console/jobs/{job}")
+        page.locator("#job h1").hover()
+        page.mouse.down()
+        page.evaluate("""() => {
+            document.getElementById("job").dataset.old = "";
+            window.addEventListener("pointerup", (event) => event.stopImmediatePropagation(), {capture: true});
+        }""")
+        page.mouse.up()
+        page.locator("header").first.hover()
+        page.evaluate("htmx.trigger('#job', 'news')")
+        expect(page.locator("#job[data-old]")).to_have_count(0)
 
 
 def ended_job(front: Front, questions: int, *, cancelled: bool) -> int:
