@@ -244,7 +244,7 @@ class Settings(BaseSettings):
 
     worker_metrics_host: str = Field(
         default="127.0.0.1",
-        description="Address on which a worker serves the figures of its own process. Another one than of this machine "
+        description="Address on which a worker serves the figures of its own process. An address beyond this machine "
         "needs `RAGLLAVA_METRICS_BEYOND_LOOPBACK`.",
     )
     worker_metrics_port: int = Field(

@@ -47,7 +47,7 @@ def serve(name: str, slots: int, settings: Settings) -> bool:
 
 
 def _obstacle(slots: int, settings: Settings) -> str | None:
-    """Why nothing may be served; None if it may."""
+    """Why the figures may not be served; None if they may."""
     if slots != 1:
         return f"{slots} children would share it"
     if not settings.metrics_beyond_loopback and not is_loopback(settings.worker_metrics_host):

@@ -1,10 +1,11 @@
 """The keys of an OpenID Connect provider, as it publishes them: fetched when they are needed, and not trusted for ever.
 
 A key is trusted for as long as the settings say, then all are fetched again, and one that the provider has withdrawn is
-refused. While the provider does not answer, keys are trusted for as long once more, and then not at all; an answer
-without a usable key is none. An unknown key is looked for every 30 s at most, whoever sends tokens with made-up ids;
-after an answer that failed sooner, at first after a second. Who has a trusted key waits for no other's question. Only
-while no key at all is trusted, the provider is asked for each token, by one thread at a time.
+refused. While the provider does not answer, keys are trusted for as long once more, and then not at all. An answer
+without a usable key counts as no answer. An unknown key is looked for every 30 s at most, whoever sends tokens with
+made-up ids; after a failure it is looked for sooner, at first after one second. A token with a trusted key never waits
+while the provider is asked for another one. Only while no key at all is trusted, the provider is asked for each token,
+by one thread at a time.
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ class ProviderKeys:
     def get(self, key_id: str) -> Any:
         """A key (jwt.PyJWK). Raises NotAuthenticated for one that the provider does not have; ServiceUnavailable."""
         times = self._times_asked
-        if self.asks(key_id):
-            with self._asking:
-                if times == self._times_asked:  # of those who wait at the same time, one asks
+        if self.asks(key_id) and self._asking.acquire(blocking=not self._trusts(key_id)):
+            try:
+                # Of those who wait at the same time, one asks; and what has just been asked is not asked again.
+                if times == self._times_asked and self._is_due(key_id):
                     self._ask()
+            finally:
+                self._asking.release()
         key = self._keys.get(key_id) if self._trusts(key_id) else None
         if key is not None:
             return key

@@ -61,12 +61,20 @@
     else if (told) told.renewed = Date.now();
   });
 
-  // A part stays as it is while something in it is pressed: a press that ends on another button is no click.
+  // A part stays as it is while something in it is pressed, by mouse, finger or space bar: a press that ends on another
+  // button is not a click.
   let pressed = null;
+  const release = () => {
+    pressed = null;
+    catchUp();
+  };
   document.addEventListener("pointerdown", (event) => { if (event.button === 0) pressed = event.target; }, true);
-  for (const end of ["pointerup", "pointercancel"]) {
-    document.addEventListener(end, () => setTimeout(() => { pressed = null; catchUp(); }), true); // after the click
+  document.addEventListener("keydown", (event) => { if (event.key === " ") pressed = event.target; }, true);
+  for (const end of ["pointerup", "pointercancel", "keyup"]) {
+    document.addEventListener(end, () => setTimeout(release), true); // after the click
   }
+  // The end of some presses is not told: of one on a scroll bar, or one that opened a menu.
+  document.addEventListener("pointermove", (event) => { if (pressed && !event.buttons) release(); }, true);
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { poll, events } = event.target.dataset;
     if (poll === undefined || !pressed || !event.target.contains(pressed)) return;
@@ -104,7 +112,8 @@
 
   // What a part could not be fetched for is over when it can be.
   document.addEventListener("htmx:afterRequest", (event) => {
-    if (event.detail.successful && event.target.dataset?.poll !== undefined) document.getElementById("problem")?.remove();
+    if (!event.detail.successful) catchUp(); // nothing settles
+    else if (event.target.dataset?.poll !== undefined) document.getElementById("problem")?.remove();
   });
 
   // A file that is dropped on [data-drop] is chosen in the file input inside it.

@@ -48,8 +48,8 @@ MAX_REMOTE_S = 60.0  # in which all of them are waited for
 _FETCHED_AT_ONCE = 4
 _HELD_AHEAD = 2 * _FETCHED_AT_ONCE  # pictures in memory
 _THREADS = 8
-# Pictures of a file that are noted in one transaction: many, because each adds up all bytes of the caller, and few
-# bytes, because they are in memory until they are put, those before them too.
+# Pictures of a file that are noted in one transaction: many, because each transaction adds up all bytes of the caller;
+# but few bytes, because two such parts are in memory: one is read, and the one before it is put.
 _NOTED_AT_ONCE = 1_000
 _NOTED_BYTES = 16 * 2**20
 _LET_GO_AT_ONCE = 1_000

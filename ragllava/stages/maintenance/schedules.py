@@ -20,7 +20,7 @@ from cronsim import CronSim, CronSimError
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import UsageError
-from ragllava.jobs.isolation import Isolation
+from ragllava.jobs.isolation import Isolation, LeftToAnother
 from ragllava.records import ScheduleAction
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
@@ -119,10 +119,10 @@ def fire_due(engine: Engine, settings: Settings, starters: Starters) -> list[Fir
     return [result for result in fired if result is not None]
 
 
-def _fire_one(connection: Connection, settings: Settings, schedule_id: int, starters: Starters) -> Fired | None:
+def _fire_one(connection: Connection, settings: Settings, schedule_id: int, starters: Starters) -> Fired:
     due = schedules.lock_due(connection, schedule_id)
-    if due is None:
-        return None
+    if due is None:  # if another process has fired it, the next tick removes its fault
+        raise LeftToAnother
     next_due = first_due_after(due.cron, due.timezone, schedules.database_now(connection))
     schedules.set_next_due(connection, due.schedule_id, next_due)
     return _fire(connection, settings, due, due.next_due, starters)

@@ -137,7 +137,7 @@ def note_delivered(connection: Connection, mailing_id: int) -> None:
 def note_failed(connection: Connection, mailing: LeasedMailing, error: str, retry_s: float | None) -> None:
     """It was not accepted; it is sent again after `retry_s` seconds, or, None, given up. Nothing happens if somebody
     else has it by now."""
-    after: dict[str, Any] = {"state": "given_up"}
+    after: dict[str, Any] = {"state": MailingState.GIVEN_UP.value}
     if retry_s is not None:
         after = {"state": "waiting", "not_before": func.now() + seconds(retry_s)}
     is_noted = _note(connection, mailing.mailing_id, *_leased(mailing), error=error, **after)

@@ -140,8 +140,30 @@ def test_what_is_pressed_stays_until_it_is_released(front: Front, browser: Brows
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.mouse.down()
         assert page.evaluate(renew)
+        with page.expect_navigation():  # the page before may show Resume as well
+            page.mouse.up()
+        page.get_by_role("button", name="Resume").focus()
+        page.keyboard.down("Space")
+        assert page.evaluate(renew)
+        page.keyboard.up("Space")
+        expect(page.get_by_role("button", name="Pause")).to_be_visible()
+
+
+def test_a_part_is_renewed_after_a_press_whose_end_is_not_told(front: Front, browser: Browser) -> None:
+    job = held_up_job(front)
+    with visiting(browser, front.url) as visitor:
+        visitor.sign_in(front.key("read"))
+        page = visitor.go(f"/console/jobs/{job}")
+        page.locator("#job h1").hover()
+        page.mouse.down()
+        page.evaluate("""() => {
+            document.getElementById("job").dataset.old = "";
+            window.addEventListener("pointerup", (event) => event.stopImmediatePropagation(), {capture: true});
+        }""")
         page.mouse.up()
-        expect(page.get_by_role("button", name="Resume")).to_be_visible()
+        page.locator("header").first.hover()
+        page.evaluate("htmx.trigger('#job', 'news')")
+        expect(page.locator("#job[data-old]")).to_have_count(0)
 
 
 def test_a_page_polls_where_events_are_cut_and_can_be_read_without_scripts(front: Front, browser: Browser) -> None:

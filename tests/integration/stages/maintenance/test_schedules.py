@@ -18,7 +18,7 @@ from ragllava.stages.maintenance.schedules import Fired, ScheduleRequest, Starte
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import schedules
-from ragllava.stores.maintenance.faults import list_faults
+from ragllava.stores.maintenance.faults import list_faults, record
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.schema import jobs, maintenance_tasks, schedule_runs
 from ragllava.stores.schema import schedules as table
@@ -160,6 +160,18 @@ def test_a_schedule_whose_service_is_away_holds_up_no_other_and_is_due_again(
     broken = {**STARTERS, ScheduleAction.GC: Starter(away, lambda archive, options: None)}
     assert [schedule.name for schedule in fire_due(engine, settings, broken)] == ["vacuum"]
     assert [schedule.name for schedule in fire()] == ["gc"]
+
+
+def test_a_schedule_that_another_process_fires_keeps_its_fault(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
+    add(engine)
+    make_due(engine, "gc")
+    in_transaction(engine, record, "schedules", "gc", "an earlier attempt", 60.0)
+    with engine.begin() as another:
+        schedules.lock_schedule(another, "gc")
+        assert fire() == []
+    assert [fault.subject for fault in in_transaction(engine, list_faults)] == ["gc"]
+    assert [schedule.name for schedule in fire()] == ["gc"]
+    assert in_transaction(engine, list_faults) == []
 
 
 # Pause, resume, remove
