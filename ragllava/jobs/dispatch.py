@@ -146,8 +146,7 @@ def _free_shares(connection: Connection, settings: Settings) -> dict[str, float]
     """
     running = (
         select(shards.c.worker, func.count().label("number"))
-        .join(jobs)
-        .where(jobs.c.finished_at.is_(None), shards.c.state == ShardState.RUNNING, shards.c.lease_until > func.now())
+        .where(shards.c.state == ShardState.RUNNING, shards.c.lease_until > func.now())
         .group_by(shards.c.worker)
     )
     running_of = {row.worker: row.number for row in connection.execute(running)}
