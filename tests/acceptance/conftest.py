@@ -12,9 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import exists, select
 
 from ragllava.client import Client
+from ragllava.jobs.states import ShardState
 from ragllava.settings import Settings
+from ragllava.stores.schema import shards
 from tests.conftest import environment_of
 from tests.support.processes import command_of
 from tests.support.waiting import wait_for
@@ -62,6 +65,22 @@ class Cluster:
         process = self.processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def kill_in_a_shard(self, name: str, job_id: int) -> None:
+        """`kill`, at a moment at which the worker runs a shard of the job, and not between two of them."""
+        child = self.child(name)
+        is_run = (shards.c.job_id == job_id, shards.c.state == ShardState.RUNNING)
+
+        def stands_in_a_shard() -> bool:
+            child.suspend()
+            with self.client.engine.begin() as connection:
+                if connection.scalar(select(exists().where(*is_run))):
+                    return True
+            child.resume()
+            return False
+
+        wait_for("the worker to run a shard", stands_in_a_shard)
+        self.kill(name)
 
     def terminate(self, name: str, timeout_s: float = 60.0) -> int:
         """SIGTERM the worker, as an orderly shutdown does; returns its exit code."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from sqlalchemy.exc import ProgrammingError
@@ -28,22 +29,35 @@ def shell() -> Iterator[Terminal]:
         yield made
 
 
-def answers_so_far(shell: Terminal) -> int:
-    """How many questions of the demo that runs in this home have an answer; 0 while nothing can be asked yet."""
-    client = Client(shell.settings())
+@contextmanager
+def counting_answers(shell: Terminal) -> Iterator[Callable[[], int]]:
+    """A quick look at how many questions of the demo that runs in this home have an answer: the few that it has are
+    answered soon. 0 while nothing can be asked yet."""
+    clients: list[Client] = []
+
+    def count() -> int:
+        try:
+            if not clients:
+                clients.append(Client(shell.settings()))
+            return sum(job.progress.done for job in clients[0].jobs.list() if job.kind == JobKind.ANSWER)
+        except (RagllavaError, ProgrammingError):  # no services, no tables
+            while clients:
+                clients.pop().close()
+            return 0
+
     try:
-        return sum(job.progress.done for job in client.jobs.list() if job.kind == JobKind.ANSWER)
-    except (RagllavaError, ProgrammingError):  # no services, no tables
-        return 0
+        yield count
     finally:
-        client.close()
+        for client in clients:
+            client.close()
 
 
 def test_an_interrupted_demo_stops_everything_and_the_next_goes_on(shell: Terminal) -> None:
     with shell.start(*DEMO) as first:
-        wait_for("the first answers", lambda: first.poll() is not None or answers_so_far(shell) > 0, 180)
-        first.send_signal(signal.SIGINT)
-        stopped = ended(first, 60)
+        with counting_answers(shell) as answers_so_far:
+            wait_for("the first answers", lambda: first.poll() is not None or answers_so_far() > 0, 180)
+            first.send_signal(signal.SIGINT)
+        stopped = ended(first, 120)
     assert stopped.code == 130, stopped
     assert stopped.out.splitlines()[-1] == "interrupted; the same command continues from here"
     assert "Traceback" not in stopped.err
