@@ -280,7 +280,7 @@ def _arguments() -> argparse.Namespace:
     add("--connections", type=int, default=60, help="of all workers together")
     add("--per-shard", type=int, default=64)
     add("--candidates", type=int, default=5, help="of each question")
-    add("--shard-s", type=float, default=10.0, help="that a worker sleeps for each shard")
+    add("--shard-s", type=float, default=10.0, help="that a worker sleeps for a shard, on average")
     add("--most-s", type=float, default=3_600.0, help="after which the run ends")
     add(
         "--retention", action="store_true", help="measure only the removal of half of the jobs, whose answers are given"

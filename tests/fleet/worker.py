@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import threading
 import time
@@ -35,12 +36,13 @@ _CANDIDATES = text("""
 
 
 def sleeping_stage(images: int, candidates: int, shard_s: float) -> Callable[[ShardContext[Resources]], None]:
-    """A stage that sleeps, and then stores an answer and some candidates for each question."""
+    """A stage that sleeps `shard_s` on average, and then stores an answer and some candidates for each question."""
 
     def stage(context: ShardContext[Resources]) -> None:
         lease = context.lease
         numbers = context.open_inputs()
-        until = time.monotonic() + shard_s
+        # As real shards, they end one after another.
+        until = time.monotonic() + shard_s * random.Random(lease.shard_id).uniform(0.5, 1.5)
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 1.0))
             context.check()

@@ -135,9 +135,7 @@ def test_what_is_pressed_stays_until_it_is_released(front: Front, browser: Brows
     with visiting(browser, front.url) as visitor:
         visitor.sign_in(front.key("ask"))
         page = visitor.go(f"/console/jobs/{job}")
-        box = page.get_by_role("button", name="Pause").bounding_box()
-        assert box is not None
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.get_by_role("button", name="Pause").hover()
         page.mouse.down()
         assert page.evaluate(renew)
         with page.expect_navigation():  # the page before may show Resume as well
