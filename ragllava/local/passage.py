@@ -73,12 +73,15 @@ def _may_pass(account: str, folder: Path) -> bool:
 
 def _allow(folder: Path, user_id: int) -> None:
     acl = _read(folder)
-    has_mask = (_MASK, _NO_ID) in acl
-    if has_mask and not acl[_MASK, _NO_ID] & _PASS:
-        # A wider mask would bring entries of others into force.
-        raise OSError("its list has a mask without x")
-    if not has_mask:
+    acl.pop((_USER, user_id), None)
+    mask = acl.get((_MASK, _NO_ID))
+    if mask is None:
         acl[_MASK, _NO_ID] = acl[_GROUP, _NO_ID] | _PASS
+    elif not mask & _PASS:  # as `chmod 700` leaves it
+        if any(rights & _PASS for (tag, _), rights in acl.items() if tag in (_USER, _GROUP, _NAMED_GROUP)):
+            # A wider mask would bring these entries of others into force.
+            raise OSError("its list has a mask without x")
+        acl[_MASK, _NO_ID] = mask | _PASS
     acl[_USER, user_id] = _PASS
     _write(folder, acl)
 

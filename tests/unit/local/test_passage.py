@@ -79,3 +79,27 @@ def test_what_a_crash_left_is_withdrawn_and_what_was_removed_is_skipped(folder: 
     folder.rmdir()
     withdraw(record)
     assert not record.exists()
+
+
+def test_an_entry_that_a_change_of_the_mode_took_out_of_force_is_restored(folder: Path) -> None:
+    """`chmod` of a folder with a list changes the mask, which limits all entries."""
+    folder.chmod(0o700)
+    record = folder.parent / "passages.json"
+    let_pass(ACCOUNT, [folder], record, "advice")
+    folder.chmod(0o700)
+    assert not can_enter(folder)
+    assert let_pass(ACCOUNT, [folder], record, "advice") == [folder]
+    assert can_enter(folder)
+    withdraw(record)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert os.listxattr(folder) == []
+
+
+def test_entries_of_others_that_are_out_of_force_stay_so(folder: Path) -> None:
+    folder.chmod(0o700)
+    let_pass("daemon", [folder], folder.parent / "other.json", "advice")
+    folder.chmod(0o700)
+    before = os.getxattr(folder, "system.posix_acl_access")
+    with pytest.raises(SettingsError, match="a mask without x"):
+        let_pass(ACCOUNT, [folder], folder.parent / "passages.json", "advice")
+    assert os.getxattr(folder, "system.posix_acl_access") == before
