@@ -118,9 +118,14 @@ class Desk:
             if not ready:
                 return count
             lease = self.claim(ready[0])
-            assert lease is not None
-            self.answer(lease)
+            assert lease is not None or not self.claims_all()
+            if lease is not None:
+                self.answer(lease)
         raise AssertionError("the queue never runs dry")
+
+    def claims_all(self) -> bool:
+        """Whether nobody else changes the jobs, so that each shard that is ready can be claimed."""
+        return True
 
     def expire_leases(self) -> None:
         """Let every lease run out now."""
