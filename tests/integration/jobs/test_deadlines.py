@@ -186,7 +186,7 @@ def test_only_a_shard_that_ends_a_budget_asks_for_the_end_of_its_job(desk: Desk,
     begun = list[Connection]()
 
     def note(connection: Connection) -> None:
-        if threading.current_thread() is threading.main_thread():  # the heartbeat looks by itself
+        if threading.current_thread() is threading.main_thread():  # not the heartbeat, which begins its own
             begun.append(connection)
 
     def stage(context: ShardContext[Resources]) -> None:
