@@ -314,9 +314,15 @@ def open_section(page: Page, name: str) -> None:
 
 
 def choose(page: Page, field: Locator, path: Path) -> None:
-    """Choose a file or a folder in the browser's own window, which a key opens; it opens none while a page loads."""
+    """Choose a file or a folder in the browser's own window, which a key opens; it opens none while a page loads.
+
+    A page learns only after a while that the window is awaited, and a key overtakes
+    that where the page is busy. So one question to the page lies between them: its
+    answer says that the page knows.
+    """
     page.wait_for_load_state("networkidle")
-    tab_to(page, field)
     with page.expect_file_chooser() as window:
+        tab_to(page, field)
+        page.evaluate("document.readyState")
         page.keyboard.press("Space")
     window.value.set_files(path)
