@@ -14,8 +14,8 @@ from ragllava.errors import ServiceUnavailable
 from ragllava.jobs.ending import end_jobs, expire_due_jobs
 from ragllava.jobs.isolation import Isolation
 from ragllava.stages.answer.asked_pictures import let_pictures_go
+from ragllava.stages.answer.slow_reads import SlowReads
 from ragllava.stages.batches.process import process_batches
-from ragllava.stages.batches.slow_reads import SlowReads
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.erasing.steps import Eraser
@@ -57,7 +57,8 @@ _finishing = threading.Lock()
 # Passes at once: each has its own events, so one that meets a slow bucket does not hold up the events of the others.
 _processing = threading.BoundedSemaphore(3)
 _delivering = threading.Lock()
-_slow_reads = SlowReads()
+# Each for itself: inboxes with slow hosts do not hold up batches.
+_slow_batches, _slow_inboxes = SlowReads(), SlowReads()
 
 
 def start_ticking() -> None:
@@ -113,7 +114,8 @@ def _process_events() -> None:
         process = runtime()
         steps = Isolation(process.engine, "tick", TICK_STEPS)
         steps.run("events of the Redis list", drain_list, process.engine, process.settings)
-        processed = steps.run("events", process_events, process.engine, process.settings, process.resources.objects)
+        objects = process.resources.objects
+        processed = steps.run("events", process_events, process.engine, process.settings, objects, _slow_inboxes)
         if processed is not None and processed.changes.job_ids:
             dispatch_now(process.engine, process.settings)
     except ServiceUnavailable as error:
@@ -132,7 +134,7 @@ def _finish_jobs() -> None:
         steps.run("silent workers", in_transaction, process.engine, workers.remove_silent)
         steps.run("results", publish_missing_results, process.engine, process.resources.objects)
         objects = process.resources.objects
-        if steps.run("batches", process_batches, process.engine, process.settings, objects, _slow_reads):
+        if steps.run("batches", process_batches, process.engine, process.settings, objects, _slow_batches):
             dispatch_now(process.engine, process.settings)
         steps.run("removals", Eraser(process.engine, process.resources.objects).continue_all)
         steps.run("requests", in_transaction, process.engine, requests.delete_old, _REQUESTS_KEPT_S)

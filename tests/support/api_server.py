@@ -21,8 +21,8 @@ from ragllava.jobs import queue
 from ragllava.jobs.queue import Lease
 from ragllava.records import JobKind
 from ragllava.settings import Settings
+from ragllava.stages.answer.slow_reads import SlowReads
 from ragllava.stages.batches.process import process_batches
-from ragllava.stages.batches.slow_reads import SlowReads
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction, make_engine

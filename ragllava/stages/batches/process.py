@@ -30,9 +30,9 @@ from ragllava.settings import Settings
 from ragllava.stages.answer.asked_pictures import AskedPictures
 from ragllava.stages.answer.question_files import BatchRules, QuestionFile, read_questions
 from ragllava.stages.answer.remote_pictures import RemotePictures, fetching_nothing
+from ragllava.stages.answer.slow_reads import SlowReads
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.batches.bodies import error_line, is_answer, output_line
-from ragllava.stages.batches.slow_reads import SlowReads
 from ragllava.stages.batches.state import is_job_ended
 from ragllava.stages.batches.submit import MODEL, flag
 from ragllava.stages.results.finalize import result_rows

@@ -81,7 +81,8 @@ class Changes:
     restored: list[str] = field(default_factory=list)  # the object had not changed, but its image was missing
     gone: list[str] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)  # pictures whose caption or metadata changed
-    waiting: list[str] = field(default_factory=list)  # an earlier version is still being ingested
+    # An earlier version is still being ingested, or the tick has to fetch pictures of other hosts.
+    waiting: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)  # observed by another process at the same time
     unchanged: int = 0
     job_ids: list[int] = field(default_factory=list)

@@ -62,6 +62,9 @@ def submit_question_file(
     except ObjectMissing:
         return InboxResult(None, "it was removed before it was read")
     except UsageError as error:
+        # Another worker may have read it at the same time, and have got a picture of another host: it was first.
+        if job_id := in_transaction(engine, views.find_job, outbox.version):
+            return InboxResult(job_id, None)
         record_refusal(objects, outbox.error_address, outbox.source, error)
         return InboxResult(None, str(error))
     return InboxResult(job_id, None)

@@ -11,7 +11,7 @@ from functools import partial
 
 from sqlalchemy import Engine
 
-from ragllava.errors import ObjectMissing, ObjectRefused, RagllavaError
+from ragllava.errors import FetchNeeded, ObjectMissing, ObjectRefused, RagllavaError
 from ragllava.jobs.isolation import reason_of
 from ragllava.settings import Settings
 from ragllava.stages.buckets.apply_changes import Observation
@@ -32,18 +32,22 @@ _MAX_FAILURES = 20  # objects that could not be observed, before the store is co
 
 @dataclass(slots=True)
 class _Attempts:
-    """Attempts to observe objects: why some failed, and how many succeeded."""
+    """Attempts to observe objects: why some failed, which were left, and how many succeeded."""
 
     failed: dict[str, str] = field(default_factory=dict)
+    slow: list[str] = field(default_factory=list)
     succeeded: int = 0
 
     def run(self, key: str, step: Callable[[], Observation]) -> Observation | None:
-        """The result of a step, None when it failed. After many failures, the store is considered unavailable."""
+        """The result of a step, None when it failed or was left. After many failures, the store is taken as away."""
         if len(self.failed) >= max(_MAX_FAILURES, 10 * self.succeeded):
             self.failed[key] = "the object store does not answer"
             return None
         try:
             observation = step()
+        except FetchNeeded:
+            self.slow.append(key)
+            return None
         except Exception as error:
             self.failed[key] = reason_of(error)
             if not isinstance(error, RagllavaError):
@@ -60,8 +64,9 @@ def observe_objects(
     binding: Binding,
     keys: Sequence[str],
     listed: Mapping[str, ListedObject] | None = None,
-) -> tuple[list[Observation], dict[str, str]]:
-    """Observe objects, several at a time; returns the observations, and the reasons for objects where that failed.
+) -> tuple[list[Observation], dict[str, str], list[str]]:
+    """Observe objects, several at a time; returns the observations, the reasons for objects where that failed, and,
+    inside `fetching_nothing`, the question files that were left because a picture of another host has to be fetched.
 
     `listed` has what a listing says about them. Raises ObjectMissing when the whole bucket is missing: that must not
     retire a whole archive.
@@ -85,7 +90,7 @@ def observe_objects(
             attempts.run(o.key, partial(_submit_questions, engine, settings, objects, binding, o)) for o in observations
         )
         observations = [observation for observation in submitted if observation is not None]
-    return observations, attempts.failed
+    return observations, attempts.failed, attempts.slow
 
 
 def _observe_object(

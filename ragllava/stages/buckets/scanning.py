@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import ObjectMissing, RagllavaError, UsageError
 from ragllava.jobs.isolation import reason_of
 from ragllava.settings import Settings
+from ragllava.stages.answer.remote_pictures import fetching_nothing
 from ragllava.stages.buckets.apply_changes import (
     NOT_USABLE,
     Changes,
@@ -172,10 +173,16 @@ def _scan_binding(
             last = page[-1].key
             by_key = {difference.key: difference for difference in page}
             listed_now = {d.key: ListedObject(d.key, d.etag, d.size_bytes or 0) for d in page if d.etag is not None}
-            observations, failed = observe_objects(engine, settings, objects, binding, list(by_key), listed_now)
+            with fetching_nothing():
+                observations, failed, slow = observe_objects(
+                    engine, settings, objects, binding, list(by_key), listed_now
+                )
             observations = [replace(o, reingest=by_key[o.key].is_lost and o.now is not None) for o in observations]
             applied = apply_in_parts(engine, objects, binding, observations, partial(_apply_scanned, settings, binding))
             applied.failed |= failed
+            if slow:  # a scan must not wait for other hosts; the tick reads these files beside all else
+                in_transaction(engine, change_events.record, [(binding.bucket, key) for key in slow])
+                applied.changes.waiting += slow
             log_applied(binding, applied)
             report.failed |= applied.failed
             report.changes.add(applied.changes)

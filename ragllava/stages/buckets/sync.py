@@ -10,10 +10,12 @@ Objects come from outside. Whatever one of them, or one binding, makes fail, hol
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from sqlalchemy import Connection, Engine
@@ -21,6 +23,8 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import ServiceUnavailable
 from ragllava.jobs.isolation import Isolation, reason_of
 from ragllava.settings import Settings
+from ragllava.stages.answer.remote_pictures import fetching_nothing
+from ragllava.stages.answer.slow_reads import SlowReads
 from ragllava.stages.buckets.apply_changes import (
     Changes,
     Observation,
@@ -48,7 +52,8 @@ from ragllava.stores.objects import ObjectStore
 log = logging.getLogger(__name__)
 
 OBJECTS_PER_JOB = 10_000  # observed together
-_LEASE_S = 300.0  # to observe OBJECTS_PER_JOB objects in a remote store
+_LEASE_S = 300.0  # to observe OBJECTS_PER_JOB objects in a remote store, or for a turn, and the file that exceeds it
+_TURN_S = 60.0  # for files of one inbox with pictures of other hosts; then others get its place
 _WAIT_S = 5.0  # until an object is observed again whose former version is still being ingested
 _LONGEST_WAIT_S = 60.0  # for a service that may be back soon
 _LONGEST_S = 600.0  # for anything else
@@ -65,11 +70,12 @@ class ProcessedEvents:
     changes: Changes
 
 
-def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> ProcessedEvents:
+def process_events(engine: Engine, settings: Settings, objects: ObjectStore, slow: SlowReads) -> ProcessedEvents:
     """Settle pictures whose ingest jobs have ended, observe the objects of due change events and apply the changes.
 
-    A binding or an object that cannot be processed is postponed with its reason. Raises ServiceUnavailable when the
-    database is unavailable.
+    A binding or an object that cannot be processed is postponed with its reason. Question files with pictures of other
+    hosts are left to the threads of `slow`. Their events stay claimed meanwhile: no other process takes them, and they
+    are due again if this one dies. Raises ServiceUnavailable when the database is unavailable.
     """
     settled = settle(engine)
     claimed = in_transaction(engine, change_events.claim, OBJECTS_PER_JOB, _LEASE_S)
@@ -86,13 +92,18 @@ def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> 
         events = groups.get(binding.binding_id)
         if events is None:
             continue
-        processed = isolation.run(binding.address, _process_binding, engine, settings, objects, binding, events)
+        with fetching_nothing():
+            processed = isolation.run(binding.address, _process_binding, engine, settings, objects, binding, events)
         if processed is None:
             in_transaction(engine, _postpone, events)
             kept += len(events)
-        else:
-            total.add(processed.changes)
-            kept += processed.kept
+            continue
+        total.add(processed.changes)
+        kept += processed.kept
+        left = [event for event in events if event.key in processed.slow]
+        in_turn = partial(_process_in_turn, engine, settings, objects, binding, left)
+        if left and not slow.begin_if_free(binding.address, isolation, in_turn):
+            in_transaction(engine, _postpone, left)
     return ProcessedEvents(len(claimed), kept, settled, total)
 
 
@@ -131,15 +142,17 @@ def _refresh_all_due(engine: Engine, binding: Binding) -> list[str]:
 
 @dataclass(slots=True)
 class _Applied:
-    """What was done about observed objects; `failed` has the reason for each object that could not be applied."""
+    """What was done about observed objects; `failed` has the reason for each object that could not be applied, `slow`
+    the question files whose pictures have to be fetched."""
 
     changes: Changes = field(default_factory=Changes)
     failed: dict[str, str] = field(default_factory=dict)
+    slow: set[str] = field(default_factory=set)
 
     @property
     def kept(self) -> int:
         """How many objects will be observed again."""
-        return len(self.changes.waiting) + len(self.changes.stale) + len(self.failed)
+        return len(self.changes.waiting) + len(self.changes.stale) + len(self.failed) + len(self.slow)
 
 
 Apply = Callable[[Connection, Sequence[Observation], CaptionFiles], Changes]
@@ -150,7 +163,7 @@ def _process_binding(
 ) -> _Applied:
     """Observe the objects of one binding that change events name, and apply the changes."""
     by_key = {event.key: event for event in events}
-    observations, failed = observe_objects(engine, settings, objects, binding, list(by_key))
+    observations, failed, slow = observe_objects(engine, settings, objects, binding, list(by_key))
 
     def apply(connection: Connection, part: Sequence[Observation], caption_files: CaptionFiles) -> Changes:
         changes = apply_observations(connection, settings, binding, part, caption_files)
@@ -163,11 +176,24 @@ def _process_binding(
 
     applied = apply_in_parts(engine, objects, binding, observations, apply)
     applied.failed |= failed
+    applied.slow.update(slow)
     for reason in set(applied.failed.values()):
         unobserved = [by_key[key] for key in applied.failed if applied.failed[key] == reason]
         in_transaction(engine, _postpone, unobserved, reason)
     log_applied(binding, applied)
     return applied
+
+
+def _process_in_turn(
+    engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, events: Sequence[ChangeEvent]
+) -> None:
+    """Process question files of an inbox one by one; what is left when the time is over waits for a later turn."""
+    until = time.monotonic() + _TURN_S
+    for number, event in enumerate(events, start=1):
+        _process_binding(engine, settings, objects, binding, [event])
+        if time.monotonic() > until:
+            in_transaction(engine, _postpone, events[number:])
+            return
 
 
 def _postpone(connection: Connection, events: Sequence[ChangeEvent], reason: str | None = None) -> None:

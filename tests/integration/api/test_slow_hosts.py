@@ -22,9 +22,9 @@ from ragllava.errors import FetchNeeded, UsageError
 from ragllava.settings import Settings
 from ragllava.stages.answer import remote_pictures
 from ragllava.stages.answer.remote_pictures import RemotePictures
+from ragllava.stages.answer.slow_reads import SlowReads
 from ragllava.stages.batches import process
 from ragllava.stages.batches.process import process_batches
-from ragllava.stages.batches.slow_reads import SlowReads
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import faults
 from tests.conftest import own_settings

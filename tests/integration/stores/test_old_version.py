@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 import migrations
 from ragllava.records import Origin
 from ragllava.settings import Settings
+from ragllava.stages.answer.slow_reads import SlowReads
 from ragllava.stages.buckets import sync
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive, texts, vectors, word_index
@@ -318,7 +319,7 @@ def test_open_jobs_are_continued_to_their_end(run: Run, workshop: Workshop) -> N
 def test_events_that_waited_are_processed_and_the_bucket_is_followed(run: Run, workshop: Workshop) -> None:
     before = json.loads(run("status", "--json")[1])["events"]
     assert (before["received"], before["unbound"], before["waiting"]) == (8, 1, 2)
-    sync.process_events(workshop.engine, workshop.settings, workshop.resources.objects)
+    sync.process_events(workshop.engine, workshop.settings, workshop.resources.objects, SlowReads())
     assert json.loads(run("status", "--json")[1])["events"]["waiting"] == 0
     workshop.run()
     [pictures, inbox] = shown(run, "archive", "scan", "coast")

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, func, select, text, update
 
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
+from ragllava.stages.answer.slow_reads import SlowReads
 from ragllava.stages.buckets import observing, scanning, sync
 from ragllava.stages.buckets.scanning import ScanReport
 from ragllava.stages.buckets.sync import ProcessedEvents
@@ -58,7 +59,7 @@ class Bound:
     def process_events(self) -> ProcessedEvents:
         """Process the change events; postponed ones are due now."""
         in_transaction(self.workshop.engine, _make_all_due)  # repeated when others lock the rows in another order
-        return sync.process_events(self.workshop.engine, self.workshop.settings, self.objects)
+        return sync.process_events(self.workshop.engine, self.workshop.settings, self.objects, SlowReads())
 
     def follow(self, *keys: str) -> None:
         """Record events about these objects, and process everything that follows."""
@@ -442,7 +443,7 @@ def test_an_unavailable_store_keeps_the_events(bucketful: Bound) -> None:
     nowhere = ObjectStore(
         bucketful.workshop.settings.model_copy(update={"s3_endpoint": "127.0.0.1:9", "s3_socket": None})
     )
-    processed = sync.process_events(bucketful.workshop.engine, bucketful.workshop.settings, nowhere)
+    processed = sync.process_events(bucketful.workshop.engine, bucketful.workshop.settings, nowhere, SlowReads())
     assert (processed.change_events, processed.kept) == (1, 1)
     bucketful.follow()
     assert bucketful.workshop.images().keys() == {"a.png"}

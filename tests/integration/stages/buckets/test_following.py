@@ -12,6 +12,7 @@ from ragllava.errors import UsageError
 from ragllava.jobs.states import JobState
 from ragllava.jobs.views import JobView
 from ragllava.records import JobKind, ScheduleAction, TaskName
+from ragllava.stages.answer.slow_reads import SlowReads
 from ragllava.stages.buckets import sync
 from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule, run_now
 from ragllava.stages.maintenance.stage import submit_task
@@ -53,7 +54,7 @@ def deliver(gallery: Workshop, post: Bucket, key: str, lines: bytes) -> None:
         with gallery.engine.begin() as connection:
             change_events.record(connection, [(post.name, key)])
             connection.execute(update(change_event_table).values(not_before=func.now()))
-        sync.process_events(gallery.engine, gallery.settings, gallery.resources.objects)
+        sync.process_events(gallery.engine, gallery.settings, gallery.resources.objects, SlowReads())
     gallery.run()
     publish_missing_results(gallery.engine, gallery.resources.objects)
 

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, event, func, select, text, update
 
 from ragllava.errors import ServiceUnavailable, SettingsError
 from ragllava.settings import Settings
+from ragllava.stages.answer.slow_reads import SlowReads
 from ragllava.stages.buckets import apply_changes, inbox, observing, scanning, sync
 from ragllava.stages.buckets.sync import ProcessedEvents
 from ragllava.stages.ingest.uris import MAX_URI
@@ -87,7 +88,7 @@ class Streets:
             connection.execute(update(binding_table).where(mine).values(values))
 
     def process_events(self) -> ProcessedEvents:
-        return sync.process_events(self.engine, self.settings, self.objects)
+        return sync.process_events(self.engine, self.settings, self.objects, SlowReads())
 
     def archives_with_job(self) -> set[int]:
         """The numbers of the bindings whose archive has a job."""
