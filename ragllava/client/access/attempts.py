@@ -27,7 +27,7 @@ class Attempts:
         """None was made."""
         self.problem: ServiceUnavailable | None = None
         self._running = threading.Lock()
-        self._began_at = self._answered_at = self._ended_at = float("-inf")
+        self._answered_at = self._ended_at = float("-inf")
         self._failures = 0  # since the last answer
         self._ended = 0
 
@@ -55,23 +55,28 @@ class Attempts:
 
     @contextmanager
     def turn(self, *, waits: bool) -> Iterator[bool]:
-        """Whether the caller may ask the provider, inside, and has to `end` it: nobody else asks, nor has asked while
-        it waited for that. It waits only if it `waits`, and the provider is not silent."""
+        """Whether the caller may ask the provider, inside: nobody else asks, nor has asked while it waited for that. It
+        waits only if it `waits`, and the provider is not silent."""
         ended = self._ended
         is_mine = self._running.acquire(blocking=waits and not self.is_silent)
         try:
-            if is_mine:
-                self._began_at = monotonic()
             yield is_mine and ended == self._ended
         finally:
             if is_mine:
                 self._running.release()
 
-    def end(self, problem: ServiceUnavailable | None) -> None:
-        """Note how an attempt has ended; what it has brought is stored before."""
-        if problem is None:
-            self._answered_at = self._began_at
-        self._failures = 0 if problem is None else self._failures + 1
-        self._ended_at = monotonic()
-        self._ended += 1
-        self.problem = problem  # last: who reads that there is none finds the rest
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Around an attempt, which stores what it learns. ServiceUnavailable goes no further: it is the `problem`."""
+        began_at = monotonic()
+        problem: ServiceUnavailable | None = ServiceUnavailable("the attempt to ask it has broken off")
+        try:
+            yield
+            problem, self._answered_at = None, began_at
+        except ServiceUnavailable as error:
+            problem = error
+        finally:
+            self._failures = 0 if problem is None else self._failures + 1
+            self._ended_at = monotonic()
+            self._ended += 1
+            self.problem = problem  # last: who reads that there is none finds the rest

@@ -27,7 +27,8 @@ class ProviderConfiguration:
         if self._is_due():
             with self._attempts.turn(waits=True) as is_ours:
                 if is_ours and self._is_due():
-                    self._ask()
+                    with self._attempts.noted():
+                        self._said = self._fetched()
         problem, said = self._attempts.problem, self._said  # in this order: another thread may learn it in between
         if said is None:
             raise ServiceUnavailable(str(problem))
@@ -35,13 +36,6 @@ class ProviderConfiguration:
 
     def _is_due(self) -> bool:
         return self._said is None and self._attempts.may_begin(NOTHING_KNOWN_PAUSE_S)
-
-    def _ask(self) -> None:
-        try:
-            self._said = self._fetched()
-            self._attempts.end(None)
-        except ServiceUnavailable as error:
-            self._attempts.end(error)
 
     def _fetched(self) -> dict[str, Any]:
         """What the provider says now. Raises ServiceUnavailable."""

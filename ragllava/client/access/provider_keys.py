@@ -61,14 +61,10 @@ class ProviderKeys:
         return key_id in self._keys and self._attempts.answer_age_s < 2 * self._kept_s
 
     def _ask(self) -> None:
-        problem = self._attempts.problem
-        try:
-            self._keys, problem = self._fetched(), None
-        except ServiceUnavailable as error:
-            problem = error
-            log.warning(str(error), extra={"action": "provider_keys_not_fetched"})
-        finally:
-            self._attempts.end(problem)
+        with self._attempts.noted():
+            self._keys = self._fetched()
+        if self._attempts.problem is not None:
+            log.warning(str(self._attempts.problem), extra={"action": "provider_keys_not_fetched"})
 
     def _fetched(self) -> dict[str, Any]:
         """What the provider has now, at least one key. Raises ServiceUnavailable."""

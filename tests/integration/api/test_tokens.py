@@ -307,6 +307,23 @@ def test_nobody_waits_for_a_silent_provider_but_who_asks_it(
     assert sign_in.begin("http://inside").address.startswith(f"{provider.issuer}/go?")
 
 
+def test_an_attempt_that_breaks_off_is_no_answer(
+    changing: tuple[Provider, TokenReader], passed: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, reader = changing
+    token = provider.token()
+    reader.read(token)
+    passed.append(3_600)
+    with monkeypatch.context() as patched:
+        patched.setattr(ProviderKeys, "_fetched", lambda _: [].pop())
+        with pytest.raises(IndexError):
+            reader.read(token)
+    assert reader.has_key_of(token) and reader.read(token).subject == "ann", "the next attempt has a pause before it"
+    provider.instead_of_keys = STARTING
+    passed.append(3_600)
+    refuse(reader, token)
+
+
 def test_groups_that_cannot_be_read_are_an_error() -> None:
     assert parse_groups("a=read") == {"a": (AccessRole.READ, None)}
     assert parse_groups("a=ask:x+y") == {"a": (AccessRole.ASK, frozenset({"x", "y"}))}
