@@ -810,6 +810,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def how_to_serve_metrics(settings: Settings, host: Literal["metrics_host", "worker_metrics_host"]) -> str | None:
+    """What to set before metrics, which need no key, are served at the address of this setting; None: nothing."""
+    if settings.metrics_beyond_loopback or is_loopback(getattr(settings, host)):
+        return None
+    return (
+        f"set {variable_of(host)} to 127.0.0.1, or {variable_of('metrics_beyond_loopback')}=true if only your own "
+        "machines reach that address"
+    )
+
+
 def read_services(path: Path) -> dict[str, str]:
     """The settings of the embedded services, or {} when none were started. Raises SettingsError for a damaged file."""
     try:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, Summary, start_http_server
 
-from ragllava.settings import Settings, is_loopback
+from ragllava.settings import Settings, how_to_serve_metrics
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,8 @@ def _obstacle(slots: int, settings: Settings) -> str | None:
     """Why the figures may not be served; None if they may."""
     if slots != 1:
         return f"{slots} children would share it"
-    if not settings.metrics_beyond_loopback and not is_loopback(settings.worker_metrics_host):
-        return (
-            "they need no key; set RAGLLAVA_WORKER_METRICS_HOST to 127.0.0.1, or RAGLLAVA_METRICS_BEYOND_LOOPBACK=true "
-            "if only your own machines reach that address"
-        )
-    return None
+    remedy = how_to_serve_metrics(settings, "worker_metrics_host")
+    return None if remedy is None else f"they need no key; {remedy}"
 
 
 def at_work() -> AbstractContextManager[None]:

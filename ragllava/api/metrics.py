@@ -27,7 +27,7 @@ from starlette.routing import Route
 from ragllava.api.serving import server_config
 from ragllava.client import Reading
 from ragllava.errors import UsageError
-from ragllava.settings import Settings, is_loopback
+from ragllava.settings import Settings, how_to_serve_metrics
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +116,9 @@ def serving_metrics(settings: Settings, read: Read, kept_s: float = KEPT_S) -> I
 
 def require_allowed(settings: Settings) -> None:
     """Raises UsageError if the metrics would be served beyond this machine and no setting allows it."""
-    if not settings.metrics_beyond_loopback and not is_loopback(settings.metrics_host):
-        raise UsageError(
-            f"the metrics need no key, so they are not served at {settings.metrics_host}: set RAGLLAVA_METRICS_HOST to "
-            "127.0.0.1, or RAGLLAVA_METRICS_BEYOND_LOOPBACK=true if only your own machines reach that address"
-        )
+    remedy = how_to_serve_metrics(settings, "metrics_host")
+    if remedy is not None:
+        raise UsageError(f"the metrics need no key, so they are not served at {settings.metrics_host}: {remedy}")
 
 
 def _listen(host: str, port: int) -> socket.socket:

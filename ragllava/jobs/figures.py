@@ -377,6 +377,12 @@ METRICS: tuple[Metric, ...] = (
         statement="SELECT coalesce(sum(number), 0) FROM totals WHERE measure = 'mailings' AND result = 'given_up'",
     ),
     Metric(
+        name="ragllava_webhooks_given_up_total",
+        type="counter",
+        meaning="Messages to webhooks about the end of a job that were given up.",
+        statement="SELECT coalesce(sum(number), 0) FROM totals WHERE measure = 'webhooks' AND result = 'given_up'",
+    ),
+    Metric(
         name="ragllava_removals_held",
         type="gauge",
         meaning="Folders and buckets that lost so many pictures at once that nothing was removed without being asked.",

@@ -621,7 +621,7 @@ totals = Table(
     "totals",
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
-    Column("measure", Text, nullable=False),  # jobs, inputs, rejected, mailings, wait_seconds, shard_seconds
+    Column("measure", Text, nullable=False),  # jobs, inputs, rejected, mailings, webhooks, wait_seconds, shard_seconds
     Column("kind", Text, nullable=False),  # of job
     Column("result", Text, nullable=False),  # a state, an outcome, a class, or the upper bound of a bucket
     Column("number", Float, nullable=False),

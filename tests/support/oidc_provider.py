@@ -36,6 +36,7 @@ class Provider:
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
     groups_in_token: bool = True
     instead: tuple[int, dict[str, Any]] | None = None  # of the configuration
+    asked_for_configuration: int = 0
     key_id: str = "one"
     asked_for_keys: int = 0
     instead_of_keys: tuple[int, Any] | None = None
@@ -58,6 +59,11 @@ class Provider:
             return self.instead_of_keys
         public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(self.key.public_key()))
         return 200, {"keys": [public | {"kid": self.key_id, "use": "sig"}]}
+
+    def told(self) -> tuple[int, dict[str, Any]]:
+        """The answer with the configuration."""
+        self.asked_for_configuration += 1
+        return self.instead or (200, self.configuration())
 
     def configuration(self) -> dict[str, str]:
         """What clients find everything by."""
@@ -106,11 +112,10 @@ def open_provider() -> Iterator[Provider]:
                 return
             is_ann = self.headers.get("authorization") == "Bearer of ann"
             bodies: dict[str, dict[str, Any]] = {
-                "/.well-known/openid-configuration": provider.configuration(),
                 "/me": {"sub": "ann", "groups": ["chiefs"]} if is_ann else {"error": "invalid_token"},
             }
-            if parts.path.startswith("/.well-known/") and provider.instead is not None:
-                self._send(*provider.instead)
+            if parts.path == "/.well-known/openid-configuration":
+                self._send(*provider.told())
             elif parts.path == "/keys":
                 self._send(*provider.keys())
             else:

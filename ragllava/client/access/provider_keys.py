@@ -4,24 +4,21 @@ A key is trusted for as long as the settings say, then all are fetched again, an
 refused. While the provider does not answer, keys are trusted for as long once more, and then not at all. An answer
 without a usable key counts as no answer. An unknown key is looked for every 30 s at most, whoever sends tokens with
 made-up ids; after a failure it is looked for sooner, at first after one second. A token with a trusted key never waits
-while the provider is asked for another one. Only while no key at all is trusted, the provider is asked for each token,
-by one thread at a time.
+while the provider is asked for another one. While no key at all is trusted, it is asked again after 10 s at the
+latest, and in between every token is refused at once.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from time import monotonic
 from typing import Any
 
+from ragllava.client.access.attempts import LONGEST_PAUSE_S, NOTHING_KNOWN_PAUSE_S, Attempts
 from ragllava.errors import NotAuthenticated, ServiceUnavailable
 
 log = logging.getLogger(__name__)
 
-_AGAIN_S = 30.0
-_AGAIN_AFTER_FAILURE_S = 1.0  # doubles with each further failure, up to _AGAIN_S
 _TIMEOUT_S = 5
 
 
@@ -32,63 +29,42 @@ class ProviderKeys:
         """`kept_s` are the seconds for which keys are trusted without asking the provider."""
         self._address, self._kept_s = address, kept_s
         self._keys: dict[str, Any] = {}
-        self._answered_at = float("-inf")  # when the last answer was asked for
-        self._asked_at = float("-inf")  # when the last attempt ended
-        self._failures = 0  # attempts since the last answer
-        self._problem: ServiceUnavailable | None = None  # of the last time that the provider was asked
-        self._times_asked = 0
-        self._asking = threading.Lock()
+        self._attempts = Attempts()
 
     def asks(self, key_id: str) -> bool:
         """Whether `get` has to wait for the provider."""
-        return not self._trusts(key_id) if self._asking.locked() else self._is_due(key_id)
+        if self._attempts.is_running:
+            return not self._trusts(key_id) and not self._attempts.is_silent
+        return self._is_due(key_id)
 
     def get(self, key_id: str) -> Any:
         """A key (jwt.PyJWK). Raises NotAuthenticated for one that the provider does not have; ServiceUnavailable."""
-        times = self._times_asked
-        if self.asks(key_id) and self._asking.acquire(blocking=not self._trusts(key_id)):
-            try:
-                # Of those who wait at the same time, one asks; and what has just been asked is not asked again.
-                if times == self._times_asked and self._is_due(key_id):
+        if self.asks(key_id):
+            with self._attempts.turn(waits=not self._trusts(key_id)) as is_ours:
+                if is_ours and self._is_due(key_id):
                     self._ask()
-            finally:
-                self._asking.release()
+        problem = self._attempts.problem  # before the key: another thread may fetch it in between
         key = self._keys.get(key_id) if self._trusts(key_id) else None
         if key is not None:
             return key
-        if self._problem is not None:
-            raise ServiceUnavailable(f"the provider of tokens does not answer: {self._problem}")
+        if problem is not None:
+            raise ServiceUnavailable(f"the provider of tokens does not answer: {problem}")
         raise NotAuthenticated("the token is not valid: the provider has no such key, or has withdrawn it")
 
     def _is_due(self, key_id: str) -> bool:
-        age_s = monotonic() - self._answered_at
+        age_s = self._attempts.answer_age_s
         if key_id in self._keys and age_s < self._kept_s:
             return False
-        if self._problem is not None and age_s >= 2 * self._kept_s:  # no key is trusted, so everybody waits for one
-            return True
-        return monotonic() - self._asked_at >= self._pause_s()
-
-    def _pause_s(self) -> float:
-        """Until the provider is asked again."""
-        if not self._failures:
-            return _AGAIN_S
-        return min(_AGAIN_S, _AGAIN_AFTER_FAILURE_S * 2.0 ** min(self._failures - 1, 20))
+        return self._attempts.may_begin(LONGEST_PAUSE_S if age_s < 2 * self._kept_s else NOTHING_KNOWN_PAUSE_S)
 
     def _trusts(self, key_id: str) -> bool:
-        return key_id in self._keys and monotonic() - self._answered_at < 2 * self._kept_s
+        return key_id in self._keys and self._attempts.answer_age_s < 2 * self._kept_s
 
     def _ask(self) -> None:
-        began = monotonic()
-        try:
+        with self._attempts.noted():
             self._keys = self._fetched()
-            self._answered_at, self._problem, self._failures = began, None, 0
-        except ServiceUnavailable as error:
-            self._problem = error
-            self._failures += 1
-            log.warning(str(error), extra={"action": "provider_keys_not_fetched"})
-        finally:
-            self._asked_at = monotonic()
-            self._times_asked += 1
+        if self._attempts.problem is not None:
+            log.warning(str(self._attempts.problem), extra={"action": "provider_keys_not_fetched"})
 
     def _fetched(self) -> dict[str, Any]:
         """What the provider has now, at least one key. Raises ServiceUnavailable."""

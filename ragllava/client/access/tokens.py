@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import urllib3
-
+from ragllava.client.access.provider_configuration import ProviderConfiguration
 from ragllava.client.access.provider_keys import ProviderKeys
 from ragllava.errors import NotAuthenticated, ServiceUnavailable, SettingsError
 from ragllava.settings import Settings
@@ -42,7 +40,7 @@ class TokenReader:
             raise SettingsError("RAGLLAVA_OIDC_ISSUER needs RAGLLAVA_OIDC_AUDIENCE, or tokens of other services pass")
         self._groups = parse_groups(settings.oidc_groups)
         self._keys = ProviderKeys(self._keys_address, settings.oidc_keys_kept_s)
-        self._configuration: dict[str, Any] | None = None
+        self._configuration = ProviderConfiguration(str(settings.oidc_issuer))
 
     def reads(self, token: str) -> bool:
         """Whether this is a token rather than a key."""
@@ -106,24 +104,8 @@ class TokenReader:
         return address
 
     def configuration(self) -> dict[str, Any]:
-        """What the provider says about itself; once it is right, it is kept. Raises ServiceUnavailable."""
-        if self._configuration is None:
-            address = f"{str(self._settings.oidc_issuer).rstrip('/')}/.well-known/openid-configuration"
-            try:
-                with urllib3.PoolManager(timeout=5, retries=1) as pool:
-                    answer = pool.request("GET", address)
-                said = json.loads(answer.data) if answer.status == 200 else None
-            except (urllib3.exceptions.HTTPError, ValueError) as error:
-                raise ServiceUnavailable(f"{address} cannot be read: {error}") from error
-            if not isinstance(said, dict):
-                raise ServiceUnavailable(f"{address} answers with the status {answer.status}, and no configuration")
-            if said.get("issuer") != self._settings.oidc_issuer:
-                raise ServiceUnavailable(
-                    f"{address} is the configuration of {str(said.get('issuer'))[:200]}; "
-                    f"RAGLLAVA_OIDC_ISSUER is {self._settings.oidc_issuer}, and must be the same"
-                )
-            self._configuration = said
-        return self._configuration
+        """What the provider says about itself. Raises ServiceUnavailable."""
+        return self._configuration.get()
 
 
 def _key_id(token: str) -> str:

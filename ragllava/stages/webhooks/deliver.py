@@ -118,7 +118,7 @@ def _deliver(engine: Engine, settings: Settings, pool: urllib3.PoolManager, deli
         log.info("delivered", extra=facts)
         return True
     log.info(f"not delivered: {error}", extra=facts)
-    in_transaction(engine, webhooks.note_failed, delivery.delivery_id, error, None if is_final else retry_s)
+    in_transaction(engine, webhooks.note_failed, delivery, error, None if is_final else retry_s)
     return False
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, text, update
 
 from ragllava.errors import NotFound
 from ragllava.stores.database import record, records, seconds
+from ragllava.stores.maintenance import totals
 from ragllava.stores.schema import archives, deliveries, webhooks
 
 _SHOWN = 100
@@ -131,10 +132,14 @@ def note_delivered(connection: Connection, delivery_id: int) -> None:
     _note(connection, delivery_id, state="delivered", delivered_at=func.now(), error=None)
 
 
-def note_failed(connection: Connection, delivery_id: int, error: str, retry_s: float | None) -> None:
-    """It was not accepted; it is sent again after `retry_s` seconds, or, None, given up."""
+def note_failed(connection: Connection, delivery: LeasedDelivery, error: str, retry_s: float | None) -> None:
+    """It was not accepted; it is sent again after `retry_s` seconds, or, None, given up. Nothing happens if somebody
+    else has it by now: each lease counts an attempt."""
     again: dict[str, Any] = {"state": "given_up"} if retry_s is None else {"not_before": func.now() + seconds(retry_s)}
-    _note(connection, delivery_id, error=error, **again)
+    is_leased = (deliveries.c.attempts == delivery.attempts, deliveries.c.state == "waiting")
+    is_noted = _note(connection, delivery.delivery_id, *is_leased, error=error, **again)
+    if is_noted and retry_s is None:
+        totals.add(connection, [(totals.WEBHOOKS, "", "given_up", 1.0)])
 
 
 def delete_old(connection: Connection, older_than_s: float) -> int:
@@ -143,8 +148,9 @@ def delete_old(connection: Connection, older_than_s: float) -> int:
     return connection.execute(delete(deliveries).where(*old)).rowcount
 
 
-def _note(connection: Connection, delivery_id: int, **values: Any) -> None:
-    connection.execute(update(deliveries).where(deliveries.c.id == delivery_id).values(values))
+def _note(connection: Connection, delivery_id: int, *conditions: ColumnElement[bool], **values: Any) -> bool:
+    chosen = update(deliveries).where(deliveries.c.id == delivery_id, *conditions)
+    return bool(connection.execute(chosen.values(values)).rowcount)
 
 
 def _unknown(webhook_id: int) -> NotFound:

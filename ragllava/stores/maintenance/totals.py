@@ -1,5 +1,5 @@
-"""Counters that never decrease: how many jobs and inputs ended how, why files were rejected, how many mailings were
-given up, and how long jobs took. Metrics show them.
+"""Counters that never decrease: how many jobs and inputs ended how, why files were rejected, how many mailings and
+webhooks were given up, and how long jobs took. Metrics show them.
 
 Each row adds to one number. Every function works in the caller's transaction; none waits for another one's.
 """
@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from sqlalchemy import Connection, text
 
 JOBS, INPUTS, REJECTED = "jobs", "inputs", "rejected"
-MAILINGS = "mailings"  # of mails and webhooks; they have no kind of job
+MAILINGS = "mailings"  # of mails and webhooks of notifications; they have no kind of job
+WEBHOOKS = "webhooks"  # of jobs; of no kind, as mailings
 WAIT_SECONDS, SHARD_SECONDS = "wait_seconds", "shard_seconds"
 BOUNDS = ("0.5", "1", "2.5", "5", "10", "30", "60", "120", "300", "900", "3600", "21600")  # of buckets, in seconds
 BEYOND = "+Inf"

@@ -196,6 +196,16 @@ class Scene:
         publish_missing_results(self.workshop.engine, self.workshop.resources.objects)
         assert deliver_due(self.workshop.engine, self.workshop.settings) == 0
 
+    def give_webhooks_up(self) -> None:
+        """A job ends, and the receivers of its webhooks are not in RAGLLAVA_WEBHOOK_HOSTS any more. What waits for them
+        goes on waiting."""
+        execute(self.workshop, "UPDATE deliveries SET not_before = now() + interval '1 day'")
+        self.workshop.questions_job(1, 1)
+        self.workshop.drain()
+        publish_missing_results(self.workshop.engine, self.workshop.resources.objects)
+        own = self.workshop.settings.model_copy(update={"webhook_hosts": "https://example.org"})
+        assert deliver_due(self.workshop.engine, own) == 0
+
     def give_mailings_up(self) -> None:
         """The receiver of a rule is not in RAGLLAVA_WEBHOOK_HOSTS, so its webhook is never sent."""
         own = {
@@ -287,6 +297,7 @@ class Scene:
             "RagllavaRemovalsHeld": self.hold_removals,
             "RagllavaGaps": self.leave_gaps,
             "RagllavaDeliveriesWaiting": self.deliver_in_vain,
+            "RagllavaWebhooksGivenUp": self.give_webhooks_up,  # with the webhooks that are there now
             "RagllavaResultsWaiting": self.publish_in_vain,
             "RagllavaEventsWaiting": self.change_objects,
             "RagllavaFaults": self.fail_persistently,
@@ -323,6 +334,7 @@ def scene(workshop: Workshop, tmp_path: Path) -> Iterator[Scene]:
 # seen in a longer range.
 INCREASES = {
     "RagllavaQuestionsFail": 'max(increase(ragllava_questions_total{result="failed"}[1h]))',
+    "RagllavaWebhooksGivenUp": "max(increase(ragllava_webhooks_given_up_total[1h]))",
     "RagllavaMailingsGivenUp": "max(increase(ragllava_mailings_given_up_total[1h]))",
     "RagllavaJobsFail": 'max(increase(ragllava_jobs_total{kind="ingest",result="failed"}[1h]))',
 }

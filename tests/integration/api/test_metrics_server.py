@@ -75,8 +75,12 @@ def test_figures_are_kept_for_a_moment() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "metrics.example.org"])
 def test_it_listens_on_this_machine_unless_a_setting_allows_more(host: str) -> None:
     settings = Settings(metrics_host=host)
-    with pytest.raises(UsageError, match="RAGLLAVA_METRICS_BEYOND_LOOPBACK"), serving_metrics(settings, list):
+    with pytest.raises(UsageError) as refused, serving_metrics(settings, list):
         pass
+    assert str(refused.value) == (
+        f"the metrics need no key, so they are not served at {host}: set RAGLLAVA_METRICS_HOST to 127.0.0.1, or "
+        "RAGLLAVA_METRICS_BEYOND_LOOPBACK=true if only your own machines reach that address"
+    )
     require_allowed(settings.model_copy(update={"metrics_beyond_loopback": True}))
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from ragllava.api import server
 from ragllava.client import Client
-from ragllava.client.access import provider_keys
+from ragllava.client.access import attempts, provider_keys
 from ragllava.client.access.provider_keys import ProviderKeys
 from ragllava.errors import FetchNeeded, UsageError
 from ragllava.settings import Settings
@@ -237,9 +237,21 @@ def test_a_provider_that_is_silent_holds_up_nobody_whose_key_is_there(
     with narrow(front, monkeypatch) as few:
         assert ask(few, token) == 200, "the server has the key of the provider now"
         unknown = provider.token(key_id="two")
-        monkeypatch.setattr(provider_keys, "_AGAIN_S", 0.0)
+        monkeypatch.setattr(provider_keys, "LONGEST_PAUSE_S", 0.0)
         silent = holding(monkeypatch, ProviderKeys, "_ask", lambda: ask(few, unknown), asked=3, held=1)
         with silent as running:
             assert (ask(few, key), ask(few, token), ask(few, "a.b.c")) == (200, 200, 401)
             assert not any(call.done() for call in running)
         assert {call.result() for call in running} == {401}
+
+
+def test_a_provider_that_has_never_answered_is_not_asked_for_each_request(
+    front: Front, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, token, before = front.key("ask"), provider.token(), provider.asked_for_configuration
+    monkeypatch.setattr(attempts, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(provider, "instead", (503, {"error": "starting"}))
+    with narrow(front, monkeypatch) as few:
+        answers = [few.call("GET", "/v1/models", each)[0] for each in (token, token, key, token)]
+    assert answers == [503, 503, 200, 503]
+    assert provider.asked_for_configuration == before + 1

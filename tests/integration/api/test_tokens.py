@@ -11,7 +11,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from sqlalchemy import select
 
-from ragllava.client.access import provider_keys
+from ragllava.client.access import attempts
+from ragllava.client.access.provider import SignInProvider
+from ragllava.client.access.provider_configuration import ProviderConfiguration
 from ragllava.client.access.provider_keys import ProviderKeys
 from ragllava.client.access.tokens import TokenReader, parse_groups
 from ragllava.errors import NotAuthenticated, ServiceUnavailable, SettingsError
@@ -21,7 +23,7 @@ from ragllava.stores.schema import sign_ins
 from tests.support.api_server import Front, open_front
 from tests.support.console_client import reading
 from tests.support.holding import holding
-from tests.support.oidc_provider import AUDIENCE, Provider, open_provider
+from tests.support.oidc_provider import AUDIENCE, CLIENT, Provider, open_provider
 
 STARTING = 503, {"error": "starting"}
 
@@ -90,7 +92,17 @@ def test_tokens_that_are_not_for_us_are_refused(front: Front, provider: Provider
         assert status == 401, message
 
 
-def test_what_is_not_the_configuration_of_the_provider_is_not_kept(services: Settings, provider: Provider) -> None:
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Seconds that have passed for who asks the provider; a test adds some."""
+    seconds = [0.0]
+    monkeypatch.setattr(attempts, "monotonic", lambda: sum(seconds))
+    yield seconds
+
+
+def test_what_is_not_the_configuration_of_the_provider_is_not_kept(
+    services: Settings, provider: Provider, passed: list[float]
+) -> None:
     own = services.model_copy(
         update={"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_groups": "a=read"}
     )
@@ -101,25 +113,29 @@ def test_what_is_not_the_configuration_of_the_provider_is_not_kept(services: Set
             provider.instead = instead
             with pytest.raises(ServiceUnavailable, match="well-known"):
                 reader.read(provider.token(groups="a"))
+            passed.append(10)
     finally:
         provider.instead = None
     assert reader.read(provider.token(groups="a")).subject == "ann"
 
 
 @pytest.fixture
-def passed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Seconds that have passed for who keeps keys; a test adds some."""
-    seconds = [0.0]
-    monkeypatch.setattr(provider_keys, "monotonic", lambda: sum(seconds))
-    yield seconds
-
-
-@pytest.fixture
 def changing(services: Settings) -> Iterator[tuple[Provider, TokenReader]]:
     """A provider of its own, and who reads its tokens."""
     with open_provider() as provider:
-        chosen = {"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_groups": "staff=read"}
-        yield provider, TokenReader(services.model_copy(update=chosen))
+        yield provider, TokenReader(settings_for(services, provider))
+
+
+def settings_for(services: Settings, provider: Provider) -> Settings:
+    chosen = {"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_groups": "staff=read"}
+    return services.model_copy(update=chosen | {"oidc_client_id": CLIENT})
+
+
+def refuse(reader: TokenReader, token: str, times: int = 1) -> None:
+    """Read a token of a provider that is silent."""
+    for _ in range(times):
+        with pytest.raises(ServiceUnavailable, match="does not answer"):
+            reader.read(token)
 
 
 def test_a_withdrawn_key_is_refused_when_its_time_is_over(
@@ -173,9 +189,9 @@ def test_keys_of_a_provider_that_does_not_answer_are_trusted_for_as_long_once_mo
     passed.append(3_599)
     assert reader.read(token).subject == "ann"
     passed.append(1)
-    with pytest.raises(ServiceUnavailable, match="does not answer"):
-        reader.read(token)
+    refuse(reader, token)
     provider.instead_of_keys = None
+    passed.append(2)
     assert reader.read(token).subject == "ann"
 
 
@@ -197,8 +213,7 @@ def test_an_answer_without_keys_refuses_only_unknown_ones_and_not_for_long(
         asked = provider.asked_for_keys
         for within_s in (0, wait_s - 0.5):
             passed.append(within_s)
-            with pytest.raises(ServiceUnavailable, match="does not answer"):
-                reader.read(new)
+            refuse(reader, new)
             assert reader.has_key_of(old) and reader.read(old).subject == "ann"
         assert provider.asked_for_keys == asked + 1
         passed.append(0.5)
@@ -238,6 +253,75 @@ def test_of_those_who_wait_for_the_keys_one_asks(
     with holding(monkeypatch, ProviderKeys, "asks", read, asked=8, held=8) as readers:
         pass
     assert {each.result() for each in readers} == {3} and provider.asked_for_keys == 1
+
+
+@pytest.mark.parametrize("what", ["configuration", "keys"])
+def test_a_provider_that_has_never_answered_is_asked_by_one_token_in_a_while(
+    changing: tuple[Provider, TokenReader], passed: list[float], what: str
+) -> None:
+    provider, reader = changing
+    token, silent = provider.token(), {"configuration": "instead", "keys": "instead_of_keys"}[what]
+    setattr(provider, silent, STARTING)
+
+    def asked() -> int:
+        return {"configuration": provider.asked_for_configuration, "keys": provider.asked_for_keys}[what]
+
+    for number, wait_s in enumerate((1, 2, 4, 8, 10, 10), 1):
+        assert not reader.has_key_of(token)
+        refuse(reader, token, times=3)
+        passed.append(wait_s - 0.5)
+        assert reader.has_key_of(token), "it is refused without asking"
+        refuse(reader, token, times=3)
+        assert asked() == number
+        passed.append(0.5)
+    setattr(provider, silent, None)
+    assert reader.read(token).subject == "ann"
+
+
+def test_nobody_waits_for_a_silent_provider_but_who_asks_it(
+    services: Settings, changing: tuple[Provider, TokenReader], passed: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, reader = changing
+    token, sign_in = provider.token(), SignInProvider(settings_for(services, provider), reader)
+    provider.instead = STARTING
+    for _ in range(3):
+        with pytest.raises(ServiceUnavailable, match="well-known"):
+            sign_in.begin("http://inside")
+    refuse(reader, token)
+    assert provider.asked_for_configuration == 1
+    passed.append(1)
+    provider.instead = None
+
+    def read() -> int:
+        return len(reader.read(token).subject)
+
+    with holding(monkeypatch, ProviderConfiguration, "_fetched", read, asked=1, held=1) as [first]:
+        with pytest.raises(ServiceUnavailable, match="well-known"):
+            sign_in.begin("http://inside")
+        assert reader.has_key_of(token), "it is refused without waiting"
+        refuse(reader, token)
+        passed.append(60)
+        assert not reader.has_key_of(token), "the failure is too old to say that the provider is silent"
+        assert not first.done()
+    assert first.result() == 3 and provider.asked_for_configuration == 2
+    assert sign_in.begin("http://inside").address.startswith(f"{provider.issuer}/go?")
+
+
+def test_an_attempt_that_breaks_off_is_no_answer(
+    changing: tuple[Provider, TokenReader], passed: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, reader = changing
+    token = provider.token()
+    reader.read(token)
+    passed.append(3_600)
+    with monkeypatch.context() as patched:
+        patched.setattr(ProviderKeys, "_fetched", lambda _: [].pop())
+        with pytest.raises(IndexError):
+            reader.read(token)
+    assert reader.has_key_of(token) and reader.read(token).subject == "ann", "the next attempt has a pause before it"
+    provider.instead_of_keys = STARTING
+    passed.append(3_600)
+    refuse(reader, token)
 
 
 def test_groups_that_cannot_be_read_are_an_error() -> None:

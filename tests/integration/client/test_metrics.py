@@ -217,6 +217,10 @@ _CAUSES: dict[str, tuple[str, tuple[str, ...]]] = {
         "ragllava_mailings_given_up_total",
         (),
     ),
+    "INSERT INTO totals (measure, kind, result, number) VALUES ('webhooks', '', 'given_up', 1)": (
+        "ragllava_webhooks_given_up_total",
+        (),
+    ),
     "INSERT INTO erasures (kind, account) VALUES ('retired', 'x')": ("ragllava_erasures_open", ()),
     """
     WITH hook AS (

@@ -18,7 +18,7 @@ from sqlalchemy import func, select, update
 
 from ragllava.api.server import STRANGERS, THREADS
 from ragllava.client import Client
-from ragllava.client.access import provider_keys
+from ragllava.client.access import attempts
 from ragllava.client.access.provider import SignInProvider
 from ragllava.client.access.tokens import TokenReader
 from ragllava.console.cookies import DEPARTURE, SIGN_IN
@@ -199,7 +199,7 @@ def test_a_withdrawn_key_signs_nobody_in(front: Front, provider: Provider, monke
     assert status(token) == 303
     provider.change_key()
     assert status(token) == 303, "the server has not asked again"
-    monkeypatch.setattr(provider_keys, "monotonic", lambda: time.monotonic() + 3_600)
+    monkeypatch.setattr(attempts, "monotonic", lambda: time.monotonic() + 3_600)
     assert (status(token), status(provider.token())) == (401, 303)
 
 

@@ -26,7 +26,10 @@ def test_figures_go_beyond_the_machine_only_where_the_settings_allow_it(
     assert figures.serve("answer@here", 1, Settings(worker_metrics_port=8_611))
     everywhere = Settings(worker_metrics_port=8_612, worker_metrics_host="0.0.0.0")
     assert not figures.serve("answer@here", 1, everywhere)
-    assert "RAGLLAVA_METRICS_BEYOND_LOOPBACK=true" in caplog.text
+    assert caplog.messages[-1] == (
+        "no figures at 0.0.0.0:8612: they need no key; set RAGLLAVA_WORKER_METRICS_HOST to 127.0.0.1, or "
+        "RAGLLAVA_METRICS_BEYOND_LOOPBACK=true if only your own machines reach that address"
+    )
     assert figures.serve("answer@here", 1, everywhere.model_copy(update={"metrics_beyond_loopback": True}))
     assert listening == [(8_611, "127.0.0.1"), (8_612, "0.0.0.0")]
 

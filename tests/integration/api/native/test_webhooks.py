@@ -15,6 +15,8 @@ from ragllava.settings import Settings
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.webhooks.deliver import MAX_ATTEMPTS, deliver_due, next_delay_s
 from ragllava.stages.webhooks.origins import require_allowed
+from ragllava.stores.access import webhooks
+from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 from tests.support.api_server import open_front
 from tests.support.job_rows import Desk
@@ -53,6 +55,13 @@ def end_a_job(desk: Desk) -> int:
 def make_due(desk: Desk) -> None:
     with desk.engine.begin() as connection:
         connection.execute(text("UPDATE deliveries SET not_before = now()"))
+
+
+def times_given_up(client: Client) -> float:
+    """What the metric shows."""
+    numbers = {reading.metric.name: reading.samples for reading in client.metrics.read()}
+    [sample] = numbers["ragllava_webhooks_given_up_total"]
+    return sample.number
 
 
 def test_the_end_of_a_job_is_told_once_and_signed(desk: Desk, client: Client, receiver: Receiver) -> None:
@@ -100,9 +109,12 @@ def test_a_delivery_is_given_up_after_its_last_attempt(desk: Desk, client: Clien
     with desk.engine.begin() as connection:
         connection.execute(text("UPDATE deliveries SET attempts = :most"), {"most": MAX_ATTEMPTS - 1})
     receiver.statuses.append(503)
+    assert times_given_up(client) == 0
     deliver_due(desk.engine, desk.settings)
     [line] = client.webhooks.deliveries(hook.webhook_id)
     assert (line.state, line.error) == ("given_up", "the receiver answered with the status 503")
+    make_due(desk)
+    assert deliver_due(desk.engine, desk.settings) == 0 and times_given_up(client) == 1
 
 
 def test_a_host_that_is_not_allowed_any_more_gets_nothing(desk: Desk, client: Client, receiver: Receiver) -> None:
@@ -110,13 +122,25 @@ def test_a_host_that_is_not_allowed_any_more_gets_nothing(desk: Desk, client: Cl
     end_a_job(desk)
     deliver_due(desk.engine, desk.settings.model_copy(update={"webhook_hosts": "https://example.org"}))
     [line] = client.webhooks.deliveries(hook.webhook_id)
-    assert line.state == "given_up" and receiver.received == []
+    assert line.state == "given_up" and receiver.received == [] and times_given_up(client) == 1
+
+
+def test_a_sender_that_is_too_late_gives_nothing_up(desk: Desk, client: Client, receiver: Receiver) -> None:
+    hook, _ = client.webhooks.create("me", "test", f"{receiver.address}/hook", [JobKind.ANSWER])
+    end_a_job(desk)
+    [late] = in_transaction(desk.engine, webhooks.lease_due, 10, 0.0)
+    receiver.statuses.append(503)
+    for accepted in (0, 1):
+        make_due(desk)
+        assert deliver_due(desk.engine, desk.settings) == accepted
+        for retry_s in (60.0, None):
+            in_transaction(desk.engine, webhooks.note_failed, late, "the session broke", retry_s)
+        [line] = client.webhooks.deliveries(hook.webhook_id)
+        assert line.state == ("delivered" if accepted else "waiting") and line.error != "the session broke"
+    assert times_given_up(client) == 0
 
 
 def test_a_killed_sender_loses_nothing(desk: Desk, client: Client, receiver: Receiver) -> None:
-    from ragllava.stores.access import webhooks
-    from ragllava.stores.database import in_transaction
-
     client.webhooks.create("me", "test", f"{receiver.address}/hook", [JobKind.ANSWER])
     end_a_job(desk)
     assert len(in_transaction(desk.engine, webhooks.lease_due, 10, 60.0)) == 1  # and it was killed before it sent
