@@ -224,3 +224,18 @@ def test_inboxes_take_turns(post: Post, monkeypatch: pytest.MonkeyPatch) -> None
         post.await_all()
         assert sum(post.jobs().values()) == number
     assert post.jobs() == {"a/1.jsonl": 1, "a/2.jsonl": 1} and post.events() == set()
+
+
+def test_an_inbox_that_found_no_place_comes_before_one_that_had_it(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "_TURN_S", 0.0)
+    monkeypatch.setattr(slow_reads, "_AT_ONCE", 1)
+    for key in ("a/1.jsonl", "a/2.jsonl", "b/1.jsonl"):
+        post.put(key, SLOW)
+    with holding(monkeypatch, RemotePictures, "_address", post.process, asked=1, held=1) as [first]:
+        assert first.result(60) == 3
+    post.await_all()
+    for done in ({"a/1.jsonl", "b/1.jsonl"}, {"a/1.jsonl", "b/1.jsonl", "a/2.jsonl"}):
+        post.make_due()
+        post.process()
+        post.await_all()
+        assert set(post.jobs()) == done
