@@ -38,8 +38,9 @@ log = logging.getLogger(__name__)
 _LONGEST_DELAY_S = 30.0
 _FIRST_STEP_BACK_S, _LONGEST_STEP_BACK_S = 0.05, 5.0
 
-# Of the maintenance worker at most: a tick, three passes of events, the end of jobs, webhooks, a message. A smaller
-# pool would open and close a connection at each tick.
+# Of the maintenance worker: a tick, three passes of events, the end of jobs, webhooks, a message. A smaller pool would
+# open and close a connection at each tick. Threads that read slowly (`SlowReads`) need one for moments; the lock of a
+# batch, or of a result, has a connection outside the pool.
 _CONNECTIONS = 7
 
 

@@ -39,7 +39,7 @@ class _Attempts:
     succeeded: int = 0
 
     def run(self, key: str, step: Callable[[], Observation]) -> Observation | None:
-        """The result of a step, None when it failed or was left. After many failures, the store is taken as away."""
+        """The result of a step, None when it failed or was left. Many failures mean that the store is unavailable."""
         if len(self.failed) >= max(_MAX_FAILURES, 10 * self.succeeded):
             self.failed[key] = "the object store does not answer"
             return None

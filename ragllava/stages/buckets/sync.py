@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ from ragllava.stores.objects import ObjectStore
 log = logging.getLogger(__name__)
 
 OBJECTS_PER_JOB = 10_000  # observed together
-_LEASE_S = 300.0  # to observe OBJECTS_PER_JOB objects in a remote store, or for a turn, and the file that exceeds it
+_LEASE_S = 300.0  # to observe OBJECTS_PER_JOB objects in a remote store, or one file with pictures of other hosts
 _TURN_S = 60.0  # for files of one inbox with pictures of other hosts; then others get its place
 _WAIT_S = 5.0  # until an object is observed again whose former version is still being ingested
 _LONGEST_WAIT_S = 60.0  # for a service that may be back soon
@@ -187,13 +187,22 @@ def _process_binding(
 def _process_in_turn(
     engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, events: Sequence[ChangeEvent]
 ) -> None:
-    """Process question files of an inbox one by one; what is left when the time is over waits for a later turn."""
+    """Process question files of an inbox one by one; what is left when the time is over, or after an error, is tried
+    again later.
+
+    A claim may have run out, because the pass was long. Files that another process has claimed since are left to it.
+    """
     until = time.monotonic() + _TURN_S
-    for number, event in enumerate(events, start=1):
-        _process_binding(engine, settings, objects, binding, [event])
-        if time.monotonic() > until:
-            in_transaction(engine, _postpone, events[number:])
-            return
+    left = deque(events)
+    try:
+        while left:
+            if in_transaction(engine, change_events.renew, left[0], _LEASE_S):
+                _process_binding(engine, settings, objects, binding, [left[0]])
+            left.popleft()
+            if time.monotonic() > until:
+                break
+    finally:
+        in_transaction(engine, _postpone, left)
 
 
 def _postpone(connection: Connection, events: Sequence[ChangeEvent], reason: str | None = None) -> None:

@@ -64,7 +64,7 @@ def record(connection: Connection, objects: Sequence[tuple[str, str]]) -> Record
 def claim(connection: Connection, limit: int, lease_s: float) -> list[ChangeEvent]:
     """Claim up to `limit` change events that are due, oldest first. Concurrent callers get different events.
 
-    An event that is neither finished nor postponed within `lease_s` seconds is due again.
+    An event that is neither finished, postponed nor renewed within `lease_s` seconds is due again.
     """
     query = text("""
         UPDATE change_events SET not_before = now() + make_interval(secs => :lease_s), attempts = attempts + 1
@@ -75,7 +75,15 @@ def claim(connection: Connection, limit: int, lease_s: float) -> list[ChangeEven
         WHERE change_events.bucket = due.bucket AND change_events.key = due.key
         RETURNING change_events.*
     """)
-    return records(ChangeEvent, connection.execute(query, {"limit": limit, "lease_s": lease_s}))
+    claimed = records(ChangeEvent, connection.execute(query, {"limit": limit, "lease_s": lease_s}))
+    return sorted(claimed, key=lambda event: event.received_at)  # an UPDATE returns its rows in any order
+
+
+def renew(connection: Connection, claimed: ChangeEvent, lease_s: float) -> bool:
+    """Keep an event claimed for `lease_s` seconds from now; False if it is gone, or if another caller has it now."""
+    is_ours, _ = _are([claimed], "attempts")
+    not_before = func.now() + seconds(lease_s)
+    return connection.execute(update(change_events).where(is_ours).values(not_before=not_before)).rowcount == 1
 
 
 def finish(connection: Connection, done: Sequence[ChangeEvent]) -> None:
@@ -93,10 +101,11 @@ def postpone(
 ) -> None:
     """Keep these change events; they are due again after `delay_s` seconds. `reason`: why the object was not observed.
 
-    An event that came meanwhile is due immediately: perhaps it removes the reason.
+    An event that came meanwhile is due immediately: perhaps it removes the reason. One that another caller has claimed
+    since is left to that caller.
     """
     if unsettled:
-        are_unsettled, repeats = _are(unsettled)
+        are_unsettled, repeats = _are(unsettled, "attempts")
         lock_rows(connection, change_events, are_unsettled)
         due = case((change_events.c.repeats > repeats, func.now()), else_=func.now() + seconds(delay_s))
         connection.execute(update(change_events).where(are_unsettled).values(not_before=due, reason=reason))
@@ -122,9 +131,12 @@ def totals(connection: Connection) -> dict[str, int]:
     return dict(connection.execute(query).all())
 
 
-def _are(events: Sequence[ChangeEvent]) -> tuple[ColumnElement[bool], ColumnElement[int]]:
-    """The condition that a row is one of these change events, and the `repeats` with which that was claimed."""
+def _are(events: Sequence[ChangeEvent], *more: str) -> tuple[ColumnElement[bool], ColumnElement[int]]:
+    """The condition that a row is one of these change events, and the `repeats` with which that was claimed.
+
+    `more` are columns that must not have changed either: with `attempts`, no other caller has claimed the event since.
+    """
     columns = change_events.c
-    rows = ((event.bucket, event.key, event.received_at, event.repeats) for event in events)
-    claimed = given(rows, columns.bucket, columns.key, columns.received_at, columns.repeats)
-    return same(change_events, claimed, "bucket", "key", "received_at"), claimed.c.repeats
+    rows = ((event.bucket, event.key, event.received_at, event.repeats, event.attempts) for event in events)
+    claimed = given(rows, columns.bucket, columns.key, columns.received_at, columns.repeats, columns.attempts)
+    return same(change_events, claimed, "bucket", "key", "received_at", *more), claimed.c.repeats

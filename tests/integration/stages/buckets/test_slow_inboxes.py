@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, func, select, text, update
 
-from ragllava.errors import FetchNeeded, UsageError
+from ragllava.errors import FetchNeeded, ServiceUnavailable, UsageError
 from ragllava.settings import Settings
 from ragllava.stages.answer import remote_pictures, slow_reads
 from ragllava.stages.answer.remote_pictures import RemotePictures
@@ -144,6 +144,40 @@ def test_what_a_worker_has_not_ended_is_taken_up_and_makes_one_job(
     assert post.outcome("a/slow.jsonl").job_id is not None
 
 
+def test_a_file_that_another_worker_has_claimed_since_is_left_to_it(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest file comes first. While it is read, the claims run out, and another worker claims all files."""
+    for name in ("c", "a", "b"):
+        post.put(f"a/{name}.jsonl", SLOW)
+    with holding(monkeypatch, RemotePictures, "_address", post.process, asked=1, held=1) as [first]:
+        assert first.result(60) == 3
+        post.make_due()
+        with post.engine.begin() as connection:
+            claimed = change_events.claim(connection, 10, 300.0)
+        assert [event.key for event in claimed] == ["a/c.jsonl", "a/a.jsonl", "a/b.jsonl"]
+    post.await_all()
+    assert post.jobs() == {"a/c.jsonl": 1} and post.events() == {"a/a.jsonl", "a/b.jsonl"}
+    assert post.process(SlowReads()) == 0, "nobody has postponed what the other worker has claimed"
+
+
+def test_a_turn_that_fails_leaves_no_file_claimed(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    post.put("a/1.jsonl", SLOW)
+    post.put("a/2.jsonl", SLOW)
+    with holding(monkeypatch, RemotePictures, "_address", post.process, asked=1, held=1) as [first]:
+        assert first.result(60) == 2
+        monkeypatch.setattr(sync, "apply_in_parts", fail)
+    post.await_all()
+    with post.engine.begin() as connection:
+        claimed_until = func.now() + text("interval '200 s'")
+        assert not connection.scalars(select(event_table.c.key).where(event_table.c.not_before > claimed_until)).all()
+    assert post.events() == {"a/1.jsonl", "a/2.jsonl"}
+
+
+def fail(*_: Any) -> None:
+    raise ServiceUnavailable("a test")
+
+
 def refuse(*_: Any) -> bytes:
     raise UsageError("the host did not send the picture in time")
 
@@ -190,3 +224,18 @@ def test_inboxes_take_turns(post: Post, monkeypatch: pytest.MonkeyPatch) -> None
         post.await_all()
         assert sum(post.jobs().values()) == number
     assert post.jobs() == {"a/1.jsonl": 1, "a/2.jsonl": 1} and post.events() == set()
+
+
+def test_an_inbox_that_found_no_place_comes_before_one_that_had_it(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "_TURN_S", 0.0)
+    monkeypatch.setattr(slow_reads, "_AT_ONCE", 1)
+    for key in ("a/1.jsonl", "a/2.jsonl", "b/1.jsonl"):
+        post.put(key, SLOW)
+    with holding(monkeypatch, RemotePictures, "_address", post.process, asked=1, held=1) as [first]:
+        assert first.result(60) == 3
+    post.await_all()
+    for done in ({"a/1.jsonl", "b/1.jsonl"}, {"a/1.jsonl", "b/1.jsonl", "a/2.jsonl"}):
+        post.make_due()
+        post.process()
+        post.await_all()
+        assert set(post.jobs()) == done
