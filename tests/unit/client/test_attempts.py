@@ -21,7 +21,8 @@ class Watched(Attempts):
 
 def test_who_finds_a_pause_finds_its_reason() -> None:
     attempts = Watched()
-    attempts.seen = seen = []
+    seen: list[tuple[bool, str]] = []
+    attempts.seen = seen
     with attempts.turn(waits=True) as is_ours, attempts.noted():
         assert is_ours
         raise ServiceUnavailable("it is starting")
