@@ -19,11 +19,15 @@ class Watched(Attempts):
             self.seen.append((self.may_begin(NOTHING_KNOWN_PAUSE_S), str(self.problem)))
 
 
+def fail() -> None:
+    raise ServiceUnavailable("it is starting")
+
+
 def test_who_finds_a_pause_finds_its_reason() -> None:
     attempts = Watched()
     seen: list[tuple[bool, str]] = []
     attempts.seen = seen
     with attempts.turn(waits=True) as is_ours, attempts.noted():
         assert is_ours
-        raise ServiceUnavailable("it is starting")
+        fail()
     assert {why for may_ask, why in seen if not may_ask} == {"it is starting"}
