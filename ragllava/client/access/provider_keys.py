@@ -4,8 +4,8 @@ A key is trusted for as long as the settings say, then all are fetched again, an
 refused. While the provider does not answer, keys are trusted for as long once more, and then not at all. An answer
 without a usable key counts as no answer. An unknown key is looked for every 30 s at most, whoever sends tokens with
 made-up ids; after a failure it is looked for sooner, at first after one second. A token with a trusted key never waits
-while the provider is asked for another one. While no key at all is trusted, it is asked again after 10 s at the
-latest, and in between every token is refused at once.
+for the attempt of another one; it waits only when it asks the provider again itself. While no key at all is trusted,
+the provider is asked again after 10 s at the latest, and in between every token is refused at once.
 """
 
 from __future__ import annotations
