@@ -242,6 +242,7 @@ def test_what_was_said_is_never_lost(front: Front, browser: Browser, desk: Desk)
         # The browser dies; the next visit sends what it had kept.
         state = visitor.context.storage_state()
     context = browser.new_context(storage_state=state)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     page.goto(f"{front.url}/console/review?archive={desk.archive}")
     settle(page)
