@@ -125,6 +125,7 @@ def test_responses_lines_have_response_bodies(sdk: OpenAI) -> None:
     assert output["response"]["body"]["output"][0]["content"][0]["text"] == "yes"
 
 
+@pytest.mark.usefixtures("one_day")
 @pytest.mark.parametrize(
     ("content", "code", "number"),
     [
