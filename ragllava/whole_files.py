@@ -24,7 +24,7 @@ def written_whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
 
     `mode` are its permissions, less the umask. Raises OSError.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = _part_of(path)
     part.touch(mode, exist_ok=False)
     try:
         yield part
@@ -35,7 +35,41 @@ def written_whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
 
 def write_whole(path: Path, content: bytes | str, mode: int = 0o666) -> None:
     """Write a file at once, text as UTF-8: a reader finds all of the content, or the previous one. Raises OSError."""
-    with written_whole(path, mode) as part, part.open("wb") as stream:
+    with written_whole(path, mode) as part:
+        _fill(part, content)
+
+
+def write_first(path: Path, content: bytes | str) -> bool:
+    """As `write_whole`, but a file that is there stays; returns whether this one was written.
+
+    Of several writers at once one writes, unless the file system has no hard links. Raises OSError.
+    """
+    part = _part_of(path)
+    try:
+        _fill(part, content)
+        return _named_first(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _named_first(part: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(part)  # fails where the name is taken, which a rename does not
+    except FileExistsError:
+        return False
+    except OSError:
+        if path.exists():
+            return False
+        part.replace(path)
+    return True
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def _fill(part: Path, content: bytes | str) -> None:
+    with part.open("wb") as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -105,9 +106,15 @@ class Cluster:
 
 
 @pytest.fixture
-def quick_settings(settings: Settings) -> Settings:
-    """Leases of seconds, so that a test of a crash takes seconds."""
-    quick: dict[str, float] = {"lease_s": 4.0, "heartbeat_s": 1.0, "tick_s": 0.5, "queued_timeout_s": 3.0}
+def quick_settings(settings: Settings, tmp_path: Path) -> Settings:
+    """Leases of seconds, so that a test of a crash takes seconds; and a home of the test's own."""
+    quick: dict[str, Any] = {
+        "home": tmp_path / "home",
+        "lease_s": 4.0,
+        "heartbeat_s": 1.0,
+        "tick_s": 0.5,
+        "queued_timeout_s": 3.0,
+    }
     quick |= {"torch_threads": 1, "questions_per_shard": 8, "questions_per_step": 4}
     return settings.model_copy(update=quick)
 

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ragllava.client import Client
+from ragllava.jobs.states import JobState
 from ragllava.jobs.views import JobView
 from ragllava.postcards.archive import PostcardArchive, draw_archive, write_archive
 from tests.support.strangers import flood, needs_namespaces, needs_root
-from tests.support.terminal import Terminal, Typed, ended, running_system, terminal
+from tests.support.terminal import COMMAND_S, Terminal, Typed, ended, running_system, terminal
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
@@ -266,13 +267,14 @@ def test_ctrl_c_while_waiting_leaves_the_job_running(shell: Terminal, client: Cl
     newest = client.jobs.list()[0].job_id
     with shell.start("submit", "many.jsonl", "--archive", "cards", "--wait") as process:
         # By the time that a worker has answered something, the command that submitted it has long begun to wait.
-        wait_for("the new job to begin", lambda: _has_begun(client.jobs.list()[0], newest), 60)
+        wait_for("the new job to begin", lambda: _has_begun(client.jobs.list()[0], newest))
+        job = client.jobs.list()[0].job_id
+        client.jobs.pause(job)  # it cannot end while the command does
         process.send_signal(signal.SIGINT)
-        typed = ended(process, 30.0)
-    job = client.jobs.list()[0].job_id
+        typed = ended(process, COMMAND_S)
     assert (typed.code, typed.out) == (130, "")
     assert typed.err == f"job {job} keeps running in the background; `ragllava jobs show {job}` shows its progress\n"
-    assert not client.jobs.get(job).is_final
+    assert client.jobs.get(job).state is JobState.PAUSED
     client.jobs.cancel(job)
 
 

@@ -22,6 +22,7 @@ from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import answers, shards
 from tests.acceptance.conftest import FRAGILE, Cluster
+from tests.support.held_questions import held_questions, let_go
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
@@ -144,7 +145,7 @@ def test_workers_go_to_zero_and_come_back_without_a_lost_shard(cluster: Cluster,
     """Each is stopped by SIGTERM: one while it works, one when nothing is left to do."""
     start_fragile(cluster)
     assert wanted(cluster) == 0
-    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(6)])
+    job_id = submit(cluster, tmp_path, held_questions(6, free=2))
     assert wanted(cluster) == 1, "there is no worker yet"
     assert all(probed(cluster, "answer"))
     cluster.start("answer", "query", FRAGILE)
@@ -154,12 +155,12 @@ def test_workers_go_to_zero_and_come_back_without_a_lost_shard(cluster: Cluster,
     assert wanted(cluster) == 1, "it works"
     assert cluster.terminate("answer") == 0
     assert all(probed(cluster, "answer"))
-    answered = count_answers(cluster)
-    assert answered < 6
+    assert count_answers(cluster) == 2
     with cluster.client.engine.begin() as connection:
         states = connection.execute(select(shards.c.state, shards.c.attempts)).all()
     assert [tuple(row) for row in states] == [("pending", 0)]
     assert wanted(cluster) == 1, "it was handed back"
+    let_go(cluster.settings)
     cluster.start("next", "query", FRAGILE)
     job = cluster.client.jobs.wait(job_id, timeout_s=120)
     assert job.progress.by_status == {"answered": 6}
@@ -169,10 +170,11 @@ def test_workers_go_to_zero_and_come_back_without_a_lost_shard(cluster: Cluster,
 
 def test_a_frozen_worker_loses_its_lease_and_writes_nothing_when_it_wakes(cluster: Cluster, tmp_path: Path) -> None:
     start_fragile(cluster, "frozen")
-    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(6)])
+    job_id = submit(cluster, tmp_path, held_questions(6, free=1))
     wait_for("an answer", lambda: count_answers(cluster) >= 1)
     child = cluster.child("frozen")
     child.send_signal(signal.SIGSTOP)
+    let_go(cluster.settings)
     cluster.start("other", "query", FRAGILE)
     job = cluster.client.jobs.wait(job_id, timeout_s=120)
     child.send_signal(signal.SIGCONT)
@@ -183,7 +185,7 @@ def test_a_frozen_worker_loses_its_lease_and_writes_nothing_when_it_wakes(cluste
 
 def test_one_question_overtakes_a_bulk_job(cluster: Cluster, tmp_path: Path) -> None:
     start_fragile(cluster, "answer")
-    bulk = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(64)])
+    bulk = submit(cluster, tmp_path, held_questions(64, free=1))
     wait_for("the bulk job to begin", lambda: count_answers(cluster) >= 1)
     row = cluster.client.questions.ask("quick?", "test", timeout_s=120)
     assert row.answer == "quick?"
@@ -193,22 +195,21 @@ def test_one_question_overtakes_a_bulk_job(cluster: Cluster, tmp_path: Path) -> 
     assert [tuple(shard) for shard in begun] == [("running", 1)], "the question waited for the end of a shard"
     assert not cluster.client.jobs.get(bulk).is_final
     cluster.client.jobs.cancel(bulk)
-    job = cluster.client.jobs.wait(bulk, timeout_s=60)
+    job = cluster.client.jobs.wait(bulk, timeout_s=120)
     assert job.state == JobState.CANCELLED
-    assert sum(job.progress.by_status.values()) == 64
-    assert set(job.progress.by_status) == {"answered", "cancelled"}
+    assert job.progress.by_status == {"answered": 1, "cancelled": 63}
 
 
 def test_pause_stops_a_running_job_and_resume_finishes_it(cluster: Cluster, tmp_path: Path) -> None:
     start_fragile(cluster, "answer")
-    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(6)])
+    job_id = submit(cluster, tmp_path, held_questions(6, free=1))
     wait_for("an answer", lambda: count_answers(cluster) >= 1)
     cluster.client.jobs.pause(job_id)
     wait_for("the shard to be handed back", lambda: not cluster.client.jobs.troubled_shards(job_id))
-    before = count_answers(cluster)
-    assert before < 6
+    assert count_answers(cluster) == 1
+    let_go(cluster.settings)
     cluster.client.jobs.resume(job_id)
-    assert cluster.client.jobs.wait(job_id, timeout_s=60).progress.by_status == {"answered": 6}
+    assert cluster.client.jobs.wait(job_id, timeout_s=120).progress.by_status == {"answered": 6}
 
 
 def test_a_job_whose_message_was_never_sent_is_found_by_the_tick(cluster: Cluster, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ TOO_SHORT = {"max_steps": 2, "learning_rate": 1e-9, "rank": 2, "alpha": 2}
 
 @pytest.fixture
 def school(quick_settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
-    own = {"home": tmp_path / "home", "top_k": 3, "questions_per_shard": 64, "held_out_share": 0.4}
+    own = {"top_k": 3, "questions_per_shard": 64, "held_out_share": 0.4}
     settings = quick_settings.model_copy(update=own)
     logs = tmp_path / "logs"
     logs.mkdir()

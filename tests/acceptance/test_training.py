@@ -39,11 +39,11 @@ SETTINGS: dict[str, Any] = {"rank": 8, "alpha": 16, "learning_rate": 0.02, "step
 
 @pytest.fixture
 def quick_settings(quick_settings: Settings, tmp_path: Path) -> Settings:
-    """A home of the test's own, and models that learn in seconds.
+    """Models that learn in seconds.
 
     Leases are longer here: training takes the processor from the answer worker's heartbeat.
     """
-    own = {"home": tmp_path / "home", "profile": tiny_profile(tmp_path), "lease_s": 10.0, "heartbeat_s": 2.0}
+    own = {"profile": tiny_profile(tmp_path), "lease_s": 10.0, "heartbeat_s": 2.0}
     return quick_settings.model_copy(update=own)
 
 
@@ -107,8 +107,8 @@ def test_answers_keep_to_one_version_while_another_is_trained(
     cluster.start("answer", "query")
     cluster.start("train", "train")
     cluster.wait_ready("answer", "train")
+    jobs = [submit(cluster, tmp_path, 0)]  # before the training, so that the base answers something
     training = train(cluster, steps=30)
-    jobs = [submit(cluster, tmp_path, 0)]
     while not cluster.client.jobs.get(training).is_final:
         # There is always one to be answered, and never a long line of them.
         cluster.client.jobs.wait(jobs[-1], timeout_s=120)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,8 @@ from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.schema import REVISION
 from ragllava.stores.schema_revision import stated_floor
 from tests.acceptance.conftest import FRAGILE, Cluster
+from tests.acceptance.test_crashes import write_questions
+from tests.support.held_questions import held_questions, let_go
 from tests.support.prometheus_server import free_port, kept_port
 from tests.support.waiting import wait_for
 
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.acceptance
 
 WATCHFUL = "tests.support.watchful_worker"
 UNFIT = "tests.support.unfit_worker"
+REFUSED = "this worker cannot do it"
 
 
 def figures(port: int) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -40,6 +42,11 @@ def exit_code(cluster: Cluster, name: str) -> int:
     wait_for("the worker to end", lambda: process.poll() is not None, 120)
     assert process.returncode is not None
     return process.returncode
+
+
+def refusals(cluster: Cluster) -> dict[str, str]:
+    """What the unfit worker has refused, by job."""
+    return next(row.refused for row in cluster.client.system.workers() if row.name == "unfit@test")
 
 
 @pytest.mark.parametrize("queue", ["query", "maint"])
@@ -99,21 +106,19 @@ def test_a_job_that_one_worker_cannot_do_is_done_by_the_others(cluster: Cluster,
         cluster.wait_ready("unfit", "fit")
         with cluster.client.engine.begin() as connection:
             ensure_archive(connection, "test")
-        lines = (json.dumps({"custom_id": f"q{number}", "question": f"question {number}"}) for number in range(60))
-        path = tmp_path / "q.jsonl"
-        path.write_text("\n".join(lines))
+        path = write_questions(tmp_path / "q.jsonl", held_questions(60, free=0))
         job_id = cluster.client.questions.submit(path, "test").job_id
+        wait_for("the unfit worker to refuse the job", lambda: refusals(cluster) == {str(job_id): REFUSED})
+        let_go(cluster.settings)
         job = cluster.client.jobs.wait(job_id, timeout_s=120)
         assert (job.state, job.progress.by_status) == (JobState.COMPLETED, {"answered": 60})
-        unfit = next(row for row in cluster.client.system.workers() if row.name == "unfit@test")
-        assert unfit.refused == {str(job_id): "this worker cannot do it"}
         wait_for("the figures of its process", lambda: figures(port)["ragllava_worker_shard_seconds_count", ()] >= 8)
     assert figures(port)["ragllava_worker_info", ("fit@test",)] == 1
     assert figures(port)["process_resident_memory_bytes", ()] > 2**20
     cluster.kill("fit")
     alone = cluster.client.questions.submit(path, "test", idempotency_key="alone").job_id
     job = cluster.client.jobs.wait(alone, timeout_s=120)
-    assert (job.state, job.error) == (JobState.FAILED, "this worker cannot do it")
+    assert (job.state, job.error) == (JobState.FAILED, REFUSED)
 
 
 def test_ticks_go_on_when_the_clock_of_the_machine_is_set_back(cluster: Cluster) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, literal
 
 from ragllava.models.profiles import RetrieverSource
 from ragllava.postcards.archive import PostcardArchive, WrittenArchive, draw_archive, write_archive
 from ragllava.settings import Settings
+from ragllava.stores.access import usage
 from tests.conftest import own_settings
 from tests.support.lock_waiters import counting_waiters
 from tests.support.run_command import Run, runner
@@ -109,6 +111,12 @@ def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
     own = workshop.with_settings(files_per_shard=8, files_per_step=4, top_k=3, gate_questions=10, leave_one_out=False)
     own.ingest_files(cards(postcards, 0, CARDS))
     return own
+
+
+@pytest.fixture
+def one_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For servers in this process, the day of a quota does not end while the test runs: the next one begins at 0."""
+    monkeypatch.setattr(usage, "_TODAY", literal(date(2026, 11, 30)))
 
 
 @pytest.fixture

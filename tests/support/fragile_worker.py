@@ -1,6 +1,7 @@
 """Included by a real worker, it puts in place a stage that needs no models, and that dies of certain questions.
 
-`POISON` in a question kills the process that looks at it, `BROKEN` raises, `SLOW` takes a second.
+`POISON` in a question kills the process that looks at it, `BROKEN` raises. `HELD` ones have no answer until they
+are let go (tests/support/held_questions.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning.registry import BaseVersion
+from tests.support.held_questions import HELD, are_let_go
 
 
 def fragile_stage(context: ShardContext[Resources]) -> None:
@@ -25,6 +27,10 @@ def fragile_stage(context: ShardContext[Resources]) -> None:
         context.check()
         context.give_way()
         _suffer(question)
+        while HELD in question.text and not are_let_go(context.settings):
+            time.sleep(0.1)
+            context.check()
+            context.give_way()
         result = [Answer(question.question_no, AnswerStatus.ANSWERED, text=question.text)]
         context.commit(answers.insert_answers, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, result)
 
@@ -34,8 +40,6 @@ def _suffer(question: Question) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if "BROKEN" in question.text:
         raise RuntimeError("a bug that only this question shows")
-    if "SLOW" in question.text:
-        time.sleep(1.0)
 
 
 def _no_models(self: Resources, *, embeds: bool, answers: bool) -> dict[str, str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -16,6 +20,7 @@ from ragllava.whole_files import (
     folder_written_whole,
     read_sealed,
     seal_folder,
+    write_first,
     write_whole,
     written_whole,
 )
@@ -47,6 +52,35 @@ def test_a_private_file(tmp_path: Path) -> None:
     write_whole(path, "η", 0o600)
     assert path.read_bytes() == "η".encode()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_of_several_writers_at_once_the_first_one_s_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are at the same point: each has looked, if it looks, and none has written."""
+    path, together = tmp_path / "reason.json", Barrier(8)
+
+    def sync(descriptor: int) -> None:
+        assert not path.exists()
+        together.wait(60)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with ThreadPoolExecutor(8) as threads:
+        written = list(threads.map(lambda number: write_first(path, f"reason {number}"), range(8)))
+    assert sorted(written) == [False] * 7 + [True]
+    assert path.read_text() == f"reason {written.index(True)}"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_files_have_one_name_only_the_first_one_stays_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, other: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # so does FAT
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = tmp_path / "reason.json"
+    assert [write_first(path, "first"), write_first(path, "second")] == [True, False]
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_replaces_the_one_before(tmp_path: Path) -> None:

@@ -64,8 +64,11 @@ def questions_today(connection: Connection, owner: str) -> int:
 
 
 def add_questions(connection: Connection, owner: str, number: int) -> int:
-    """Count questions of today, also negative ones: those of a batch that could not be read; returns the sum."""
-    added = insert_or_update(api_usage).values(owner=owner, day=_TODAY, questions=number)
+    """Count questions of today, also negative ones: those of a batch that could not be read; returns the sum.
+
+    A day begins with 0, also where what is given back was counted the day before.
+    """
+    added = insert_or_update(api_usage).values(owner=owner, day=_TODAY, questions=max(number, 0))
     counted = added.on_conflict_do_update(
         index_elements=["owner", "day"],
         set_={"questions": func.greatest(api_usage.c.questions + number, literal(0))},

@@ -60,7 +60,7 @@ from ragllava.training.finetune.trainer import (
     Seal,
     StepHook,
 )
-from ragllava.whole_files import folder_written_whole, read_sealed, seal_folder, write_whole
+from ragllava.whole_files import folder_written_whole, read_sealed, seal_folder, write_first
 
 log = logging.getLogger(__name__)
 
@@ -335,8 +335,7 @@ def _leave(path: Path, failure: Failure) -> None:
     # The others fail because of the first, so what it left stays; and the log has it all. It is there at once or not at
     # all: the launcher ends the first one, which may still be writing, as soon as another one has ended.
     with suppress(OSError):
-        if not failure_file(path).exists():
-            write_whole(failure_file(path), json.dumps(asdict(failure)))
+        write_first(failure_file(path), json.dumps(asdict(failure)))
 
 
 if __name__ == "__main__":

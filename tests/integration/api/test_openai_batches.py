@@ -125,6 +125,7 @@ def test_responses_lines_have_response_bodies(sdk: OpenAI) -> None:
     assert output["response"]["body"]["output"][0]["content"][0]["text"] == "yes"
 
 
+@pytest.mark.usefixtures("one_day")
 @pytest.mark.parametrize(
     ("content", "code", "number"),
     [
@@ -336,6 +337,7 @@ def test_uploads_without_a_file_or_with_a_wrong_purpose_are_refused(front: Front
     assert status == 400 and "multipart" in body["error"]["message"]
 
 
+@pytest.mark.usefixtures("one_day")
 def test_quotas(front: Front) -> None:
     with OpenAI(
         base_url=f"{front.url}/v1", api_key=front.key("ask", questions_per_day=5, open_jobs=1), max_retries=0

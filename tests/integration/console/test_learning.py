@@ -67,6 +67,7 @@ def test_the_threshold_is_dragged_and_moved_by_keys(
 
 def test_the_threshold_is_dragged_by_finger(front: Front, browser: Browser, learning: Learning) -> None:
     context = browser.new_context(has_touch=True, viewport={"width": 390, "height": 844})
+    context.set_default_timeout(60_000)
     page = context.new_page()
     page.goto(f"{front.url}/console/sign-in")
     page.get_by_label("Key").fill(front.key("read"))

@@ -83,6 +83,7 @@ def test_a_question_file_is_read_by_its_ending(shop: Shop, questions: list[str])
         assert job["total"] == 2 and job["counts"]["failed"] == 1
 
 
+@pytest.mark.usefixtures("one_day")
 def test_wrong_submissions_are_refused_and_use_up_no_quota(shop: Shop) -> None:
     with shop.http("ask", "postcards", questions_per_day=3) as http:
         wrong: list[dict[str, Any]] = [
@@ -103,6 +104,7 @@ def test_wrong_submissions_are_refused_and_use_up_no_quota(shop: Shop) -> None:
         assert over.status_code == 429 and int(over.headers["retry-after"]) > 0
 
 
+@pytest.mark.usefixtures("one_day")
 def test_a_retry_and_a_refresh_count_their_questions(shop: Shop, questions: list[str]) -> None:
     with shop.http("ask", "postcards", questions_per_day=7) as http:
         job_id = submit(http, questions)

@@ -220,6 +220,23 @@ def test_a_reason_is_told_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert read_failure(run_file) is not None
 
 
+def test_of_two_that_fail_at_the_same_moment_the_first_one_s_reason_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_file = tmp_path / "run.json"
+    first = '{"sentence": "the first", "hopeless": false}'
+
+    def overtaken(failure: Failure) -> dict[str, Any]:
+        assert not failure_file(run_file).exists(), "it has looked before"
+        failure_file(run_file).write_text(first)
+        return asdict(failure)
+
+    monkeypatch.setattr(run, "asdict", overtaken)
+    assert main([str(run_file)]) == 2
+    assert failure_file(run_file).read_text() == first
+    assert list(tmp_path.iterdir()) == [failure_file(run_file)]
+
+
 def test_a_run_file_that_cannot_be_read_ends_with_one_sentence(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
