@@ -10,7 +10,7 @@ from ragllava.lab.mini_recipe.made_up_kinds import with_made_up_kinds
 from ragllava.lab.mini_recipe.wordings import ANSWER_SHARES, STYLE_SHARES
 from ragllava.postcards.names import KINDS, SHIFTED_KINDS, sample_attributes
 
-_KNOWN = re.compile(rf"\b({'|'.join((*KINDS, *SHIFTED_KINDS))})", re.IGNORECASE)
+_KNOWN = re.compile(rf"\b({'|'.join((*KINDS, *SHIFTED_KINDS))})s?\b", re.IGNORECASE)
 
 
 def _sampler() -> PackSampler:
