@@ -121,19 +121,38 @@ def two_picture_endings(
     """Do they have the same color? And which has more, in both orders, where that question has an answer."""
     pair = [first, second]
     rng.shuffle(pair)
-    rivals = [shown.landmark for shown in pictures]
-
-    def ask(asked: Sequence[Shown], question_type: str) -> StyledQuestion:
-        landmarks = [shown.landmark for shown in asked]
-        return ask_in_style(landmarks, question_type, draw_style(styles, rng), rng, rivals)
-
-    endings = [_ending(ask(pair, "samecolor"), pair, None)]
+    endings = [_pair_ending(pair, "samecolor", styles, rng, pictures)]
     if first.landmark.title != second.landmark.title:
         winner = max(pair, key=lambda shown: shown.landmark.attributes.count)
         for order in (pair[::-1], pair):
-            more = ask(order, "more")
-            endings += [_ending(more, order, winner)] if more.question.type == "more" else []
+            more = _pair_ending(order, "more", styles, rng, pictures, winner)
+            endings += [more] if more.task == "more" else []
     return endings
+
+
+def same_color_ending(
+    first: Shown,
+    second: Shown,
+    styles: Mapping[QuestionStyle, float],
+    rng: random.Random,
+    pictures: Sequence[Shown],
+) -> Ending:
+    """Do they have the same color?"""
+    pair = [first, second]
+    rng.shuffle(pair)
+    return _pair_ending(pair, "samecolor", styles, rng, pictures)
+
+
+def _pair_ending(
+    pair: Sequence[Shown],
+    question_type: str,
+    styles: Mapping[QuestionStyle, float],
+    rng: random.Random,
+    pictures: Sequence[Shown],
+    about: Shown | None = None,
+) -> Ending:
+    landmarks, rivals = [shown.landmark for shown in pair], [shown.landmark for shown in pictures]
+    return _ending(ask_in_style(landmarks, question_type, draw_style(styles, rng), rng, rivals), pair, about)
 
 
 def named_subject(end: int, landmark: Landmark, shown: Shown) -> Subject:

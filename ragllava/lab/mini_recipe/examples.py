@@ -20,6 +20,7 @@ from ragllava.lab.mini_recipe.endings import (
     name_endings,
     named_subject,
     one_picture_ending,
+    same_color_ending,
     shared_cues,
     two_picture_endings,
 )
@@ -59,6 +60,7 @@ _BARE_SHARE = 0.1  # of the packs of one picture: without its caption, if questi
 _OFF_TOPIC_SHARE = 0.06  # of the irrelevant questions, where there are several styles
 _CONFUSABLE_SHARE = 0.5  # of the second pictures
 _THIRD_PICTURE_SHARE = 0.2  # of the packs with two pictures
+_MORE_SAME_COLOR = 3  # endings of a pack of three pictures
 _TRIES = 40
 _COMPARISONS = 16  # of a pack
 _COMPARED_STYLES = {QuestionStyle.MISSPELT: 0.5, QuestionStyle.CUES_ONLY: 0.45, QuestionStyle.NAME: 0.05}
@@ -159,7 +161,11 @@ class PackSampler:
         return Pack(tuple(pictures), tuple(endings))
 
     def three_pictures_pack(self, rng: random.Random) -> Pack:
-        """Three pictures: questions about each alone and about every two, so that each is once the wrong one."""
+        """Three pictures: questions about each alone and about every two, so that each is once the wrong one.
+
+        "The same color?" is asked again about two that often are: else it would nearly always be enough to compare all
+        three.
+        """
         first = self.landmark(rng)
         second = self._partner(first, rng)
         pictures = [first, second, self._third(first, second, rng)]
@@ -168,6 +174,9 @@ class PackSampler:
         endings += [one_picture_ending(shown, self._answer_styles, rng, pictures) for shown in pictures]
         for left, right in combinations(pictures, 2):
             endings += two_picture_endings(left, right, self._answer_styles, rng, pictures)
+        endings += [
+            same_color_ending(first, second, self._answer_styles, rng, pictures) for _ in range(_MORE_SAME_COLOR)
+        ]
         return Pack(tuple(pictures), tuple(endings))
 
     def comparison_pack(self, rng: random.Random) -> Pack:

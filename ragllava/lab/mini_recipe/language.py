@@ -14,6 +14,7 @@ from transformers import AttentionInterface
 
 from ragllava.lab.mini_recipe.examples import Pack, PackSampler
 from ragllava.lab.mini_recipe.loop import StageTask
+from ragllava.lab.mini_recipe.made_up_kinds import with_made_up_kinds
 from ragllava.lab.mini_recipe.packing import IGNORED_LABEL, PackedBatch, Packer, packed_attention
 from ragllava.lab.mini_recipe.pool import PicturePool
 from ragllava.lab.mini_recipe.precision import autocast
@@ -26,6 +27,8 @@ _PACKS_PER_BATCH = 25
 _ATTENTION = "packed"
 _HINTED_LAYER = 3
 _MOST_PICTURES = 3
+_COMPARISON = "compare"  # the group of packs that compare names
+_MADE_UP_SHARE = 0.3  # of the other packs
 _COMPARISONS = 3  # is it this picture, this name, this city
 _LOSS_WEIGHTS = {"answer": 1.0, "looks": 0.5, "pointer": 0.3, "fits": 0.5, "asked": 0.3, "matches": 0.7}
 
@@ -228,7 +231,8 @@ def language_task(
 ) -> StageTask:
     """`packs_per_step` of each kind; both samplers come with their pictures' features.
 
-    `measured_packs` of each kind that is trained, but for comparisons, are measured, from the held-out sampler.
+    A share of the packs gets made-up kinds of landmarks. `measured_packs` of each kind that is trained, but for
+    comparisons, are measured, from the held-out sampler, with the kinds that the pictures show.
     """
     sampler, features = practice
     attributes = attribute_labels(sampler.attributes)
@@ -237,7 +241,8 @@ def language_task(
         rng = random.Random(f"language {step}")  # noqa: S311 - repeatable on purpose
         figures: dict[str, float] = {}
         for group, count, draw in _kinds(sampler, packs_per_step):
-            packs = [draw(rng) for _ in range(count)]
+            made_up_share = 0.0 if group == _COMPARISON else _MADE_UP_SHARE
+            packs = [_practice_pack(draw, rng, made_up_share) for _ in range(count)]
             batch = packer.batch(packs)
             losses = network(batch, features[batch.pictures], attributes)
             loss = torch.stack([_LOSS_WEIGHTS[name] * value for name, value in losses.items()]).sum()
@@ -248,7 +253,7 @@ def language_task(
     def measure() -> Mapping[str, float]:
         rng = random.Random("measure")  # noqa: S311 - repeatable on purpose
         held_out_sampler, held_out_features = held_out
-        kinds = [draw for group, _, draw in _kinds(held_out_sampler, packs_per_step) if group != "compare"]
+        kinds = [draw for group, _, draw in _kinds(held_out_sampler, packs_per_step) if group != _COMPARISON]
         packs = [draw(rng) for draw in kinds for _ in range(measured_packs)]
         return measure_packs(network.network, packer, packs, held_out_features)
 
@@ -261,9 +266,14 @@ def _kinds(sampler: PackSampler, counts: PackCounts) -> list[tuple[str, int, Cal
         ("one", counts.one, sampler.one_picture_pack),
         ("several", counts.several, sampler.several_pictures_pack),
         ("three", counts.three, sampler.three_pictures_pack),
-        ("compare", counts.comparisons, sampler.comparison_pack),
+        (_COMPARISON, counts.comparisons, sampler.comparison_pack),
     )
     return [kind for kind in kinds if kind[1]]
+
+
+def _practice_pack(draw: Callable[[random.Random], Pack], rng: random.Random, made_up_share: float) -> Pack:
+    pack = draw(rng)
+    return with_made_up_kinds(pack, rng) if rng.random() < made_up_share else pack
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from ragllava.postcards.names import FIRST_YEAR
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 
 IGNORED_LABEL = -100
+SAME_COLOR_WEIGHT = 6.0  # among three pictures: one hard token, beside the titles that other answers consist of
 DESCRIPTION_WEIGHT = 0.4  # of its tokens: most of them are commas and constant words
 _QUESTION, _CAPTION = "QUESTION-HERE", "CAPTION-HERE"
 _NOT_COMPARED = -1
@@ -216,7 +217,7 @@ class Packer:
                 if subject.kind_end is not None:
                     until = self._tokens(self._until(ending, subject.kind_end))
                     kinds.append((len(columns) + len(until) - 1, int(subject.same_kind)))
-            weight = DESCRIPTION_WEIGHT if ending.task == "describe" else 1.0
+            weight = _weight(ending, len(pack.shown))
             start = len(beginning) + len(question)
             columns += [(t, i, IGNORED_LABEL, 0.0, number) for i, t in enumerate(question, start=len(beginning))]
             columns += [(t, i, t, weight, number) for i, t in enumerate(answer, start=start)]
@@ -229,6 +230,12 @@ class Packer:
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def _weight(ending: Ending, pictures: int) -> float:
+    if ending.task == "samecolor" and pictures > 2:
+        return SAME_COLOR_WEIGHT
+    return DESCRIPTION_WEIGHT if ending.task == "describe" else 1.0
 
 
 def _with_rows(of_rows: Sequence[Sequence[tuple[int, ...]]], width: int) -> torch.Tensor:

@@ -41,9 +41,22 @@ def test_every_picture_of_three_is_asked_about_and_is_once_the_wrong_one() -> No
             else:
                 assert ending.about is pack.shown[asked[0]]
                 alone += asked
-        assert sorted(pairs) == [(0, 1), (0, 2), (1, 2)]
+        assert sorted(pairs[:3]) == [(0, 1), (0, 2), (1, 2)]
+        assert len(set(pairs[3:])) == 1  # a pair that often has one color
         assert sorted(alone[1:]) == [0, 1, 2]  # behind the description of one
     assert 0.3 < same["yes"] / same.total() < 0.7
+
+
+def test_comparing_all_three_pictures_does_not_tell_whether_two_have_one_color() -> None:
+    draw = random.Random(6)
+    sampler, rng = PackSampler([sample_attributes(draw) for _ in range(600)], "train"), random.Random(3)
+    right: list[bool] = []
+    for _ in range(200):
+        pack = sampler.three_pictures_pack(rng)
+        all_the_same = len({shown.landmark.attributes.color for shown in pack.shown}) == 1
+        asked = [ending.answer for ending in pack.endings if ending.task == "samecolor"]
+        right += [(answer == "yes") == all_the_same for answer in asked[3:]]
+    assert sum(right) / len(right) < 0.75
 
 
 @pytest.mark.parametrize(
