@@ -29,7 +29,7 @@ def test_captions_questions_and_answers_have_the_same_made_up_kinds() -> None:
             if drawn.bare:
                 assert pack is drawn
                 continue
-            words = {}
+            words: dict[str, str] = {}
             for before, after in zip(drawn.shown, pack.shown, strict=True):
                 looks, renamed = before.landmark.attributes, after.landmark.attributes
                 assert words.setdefault(looks.kind, renamed.kind) == renamed.kind
@@ -37,17 +37,17 @@ def test_captions_questions_and_answers_have_the_same_made_up_kinds() -> None:
                 assert after.landmark.caption.startswith(f"{after.landmark.title}, ")
                 assert not _KNOWN.search(after.landmark.caption)
             assert len(set(words.values())) == len(words)
-            kept = [ending for ending in drawn.endings if ending.task != "name"]
-            for before, after in zip(kept, pack.endings, strict=True):
-                assert not _KNOWN.search(after.question)
-                assert not _KNOWN.search(after.answer)
-                assert len(after.question) == len(before.question)
-                for asked, other in zip(before.subjects, after.subjects, strict=True):
+            kept = [reworded for reworded in drawn.endings if reworded.task != "name"]
+            for drawn_ending, ending in zip(kept, pack.endings, strict=True):
+                assert not _KNOWN.search(ending.question)
+                assert not _KNOWN.search(ending.answer)
+                assert len(ending.question) == len(drawn_ending.question)
+                for asked, other in zip(drawn_ending.subjects, ending.subjects, strict=True):
                     assert (asked.end, asked.kind_end) == (other.end, other.kind_end)
                     assert other.about is None or other.about in pack.shown
-                if after.task == "more":
-                    assert after.about in pack.shown
-                    assert after.answer == after.about.landmark.title
+                if ending.task == "more":
+                    assert ending.about in pack.shown
+                    assert ending.answer == ending.about.landmark.title
                     winners += 1
     assert winners > 100
 
