@@ -125,7 +125,6 @@ def test_responses_lines_have_response_bodies(sdk: OpenAI) -> None:
     assert output["response"]["body"]["output"][0]["content"][0]["text"] == "yes"
 
 
-@pytest.mark.usefixtures("one_day")
 @pytest.mark.parametrize(
     ("content", "code", "number"),
     [
