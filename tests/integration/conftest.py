@@ -115,7 +115,7 @@ def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
 
 @pytest.fixture
 def one_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For servers in this process, the day of a quota does not end while the test runs: the next one begins at 0."""
+    """The day of a quota does not end during the test, for servers in this process; else its sum begins at 0 again."""
     monkeypatch.setattr(usage, "_TODAY", literal(date(2026, 11, 30)))
 
 

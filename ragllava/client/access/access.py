@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import date
 from functools import cached_property
 
 from sqlalchemy import Connection
@@ -131,31 +132,39 @@ class Access(Namespace):
         Raises QuotaExceeded when they are too many, or too many jobs are open already; then nothing is counted. How
         many are open is looked at again in the transaction that creates the job.
         """
-        self._do(self._admit, principal, questions)
+        day = self._do(self._admit, principal, questions)
         try:
             yield
         except BaseException:
-            self._do(usage.add_questions, principal.owner, -questions)
+            if day is not None:
+                self._do(usage.give_back_questions, principal.owner, questions, day)
             raise
 
     def count_questions(self, principal: Principal) -> Callable[[Connection, int], None]:
         """A function that counts questions of a caller in a transaction, which QuotaExceeded rolls back."""
-        most = self.limits_of(principal).questions_per_day
 
         def count(connection: Connection, questions: int) -> None:
-            total = usage.add_questions(connection, principal.owner, questions) if questions else 0
-            if most and total > most:
-                raise QuotaExceeded(
-                    f"this caller may ask {most:,} questions a day, and has asked {total - questions:,}; "
-                    f"{questions:,} more are too many",
-                    usage.seconds_to_midnight(connection),
-                )
+            self._count(connection, principal, questions)
 
         return count
 
-    def _admit(self, connection: Connection, principal: Principal, questions: int) -> None:
+    def _count(self, connection: Connection, principal: Principal, questions: int) -> date | None:
+        """The day that they count for, None where there are none."""
+        if not questions:
+            return None
+        most = self.limits_of(principal).questions_per_day
+        counted = usage.add_questions(connection, principal.owner, questions)
+        if most and counted.questions > most:
+            raise QuotaExceeded(
+                f"this caller may ask {most:,} questions a day, and has asked {counted.questions - questions:,}; "
+                f"{questions:,} more are too many",
+                usage.seconds_to_midnight(connection),
+            )
+        return counted.day
+
+    def _admit(self, connection: Connection, principal: Principal, questions: int) -> date | None:
         usage.require_room(connection, new=1)
-        self.count_questions(principal)(connection, questions)
+        return self._count(connection, principal, questions)
 
     def admit_bytes(self, principal: Principal, size_bytes: int) -> None:
         """Raises QuotaExceeded when a caller may not store so many bytes more, before anything is stored."""

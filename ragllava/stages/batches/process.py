@@ -12,6 +12,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -314,7 +315,7 @@ def _failed(connection: Connection, batch: Batch, errors: list[dict[str, Any]]) 
     counts = {"total": 0, "completed": 0, "failed": 0}
     if not batches.fail_without_job(connection, batch.batch_id, errors=errors, counts=counts):
         return False
-    usage.add_questions(connection, batch.owner, -batch.questions)
+    usage.give_back_questions(connection, batch.owner, batch.questions, batch.created_at.astimezone(UTC).date())
     return True
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
-from sqlalchemy import Connection, func, insert, literal, select, text
+from sqlalchemy import Connection, func, insert, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
 from ragllava.errors import QuotaExceeded
@@ -16,6 +16,14 @@ from ragllava.stores.sessions import OPEN_JOBS, OWNER
 _OPEN_JOBS_RETRY_S = 30.0  # jobs end at any time
 _SPACE_RETRY_S = 3_600.0
 _TODAY = func.date(func.timezone("UTC", func.now()))
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The day (UTC) that questions were counted for, and how many a caller has asked on it."""
+
+    day: date
+    questions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +71,20 @@ def questions_today(connection: Connection, owner: str) -> int:
     return int(connection.scalar(query) or 0)
 
 
-def add_questions(connection: Connection, owner: str, number: int) -> int:
-    """Count questions of today, also negative ones: those of a batch that could not be read; returns the sum.
-
-    A day begins with 0, also where what is given back was counted the day before.
-    """
-    added = insert_or_update(api_usage).values(owner=owner, day=_TODAY, questions=max(number, 0))
+def add_questions(connection: Connection, owner: str, number: int) -> Counted:
+    """Count questions of today."""
+    added = insert_or_update(api_usage).values(owner=owner, day=_TODAY, questions=number)
     counted = added.on_conflict_do_update(
-        index_elements=["owner", "day"],
-        set_={"questions": func.greatest(api_usage.c.questions + number, literal(0))},
+        index_elements=["owner", "day"], set_={"questions": api_usage.c.questions + added.excluded.questions}
     )
-    return int(connection.execute(counted.returning(api_usage.c.questions)).scalar_one())
+    return Counted(*connection.execute(counted.returning(api_usage.c.day, api_usage.c.questions)).one())
+
+
+def give_back_questions(connection: Connection, owner: str, number: int, day: date) -> None:
+    """Take questions that were not asked after all off the day that they were counted for, which may be over."""
+    row = (api_usage.c.owner == owner, api_usage.c.day == day)
+    rest = func.greatest(api_usage.c.questions - number, literal(0))
+    connection.execute(update(api_usage).where(*row).values(questions=rest))
 
 
 def seconds_to_midnight(connection: Connection) -> float:

@@ -313,15 +313,14 @@ def test_second_opinions_and_agreement(engine: Engine, review: Review, client: C
             wrong = {"verdict": Verdict.WRONG, "irrelevant": (first.image_id,)}
             said = wrong if number < 2 else {"relevant": (first.image_id,), "irrelevant": (second.image_id,)}
             client.reviewing.save(says(case, str(case.question.key), **said), "1")
+        with engine.begin() as connection:  # so that all are of today, also when midnight has passed meanwhile
+            connection.execute(text("UPDATE reviews SET created_at = created_at + interval '1 day'"))
         progress = client.reviewing.progress("harbour")
         assert client.reviewing.totals("harbour").mine == 10
     assert (progress.answers.count, progress.answers.raw, progress.answers.kappa) == (10, 0.8, 0.0)
     assert (progress.pictures.count, progress.pictures.raw) == (10, 0.8)
     assert len(progress.disagreed) == 2
-    with engine.begin() as connection:  # midnight may have passed since the first of them
-        connection.execute(text("UPDATE reviews SET created_at = now()"))
-        today = review_counts.recent_reviews(connection, review.archive_id, Reviewer("bob", "1"), 100).counts
-    assert (today.mine_today, today.all_today) == (10, 20)
+    assert (progress.counts.mine_today, progress.counts.all_today) == (10, 20)
     assert len(rows(engine, "labels")) > len(labelled)
     with by("eve"):
         assert client.reviewing.next("harbour", "1", again, limit=50) == []  # two are enough
