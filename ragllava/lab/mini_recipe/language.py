@@ -26,11 +26,12 @@ _PICTURES_PER_BATCH = 250
 _PACKS_PER_BATCH = 25
 _ATTENTION = "packed"
 _HINTED_LAYER = 3
+_PAIR_LAYER = 4
 _MOST_PICTURES = 3
 _COMPARISON = "compare"  # the group of packs that compare names
 _MADE_UP_SHARE = 0.3  # of the other packs
 _COMPARISONS = 3  # is it this picture, this name, this city
-_LOSS_WEIGHTS = {"answer": 1.0, "looks": 0.5, "pointer": 0.3, "fits": 0.5, "asked": 0.3, "matches": 0.7}
+_LOSS_WEIGHTS = {"answer": 1.0, "looks": 0.5, "pointer": 0.3, "fits": 0.5, "asked": 0.3, "matches": 0.7, "same": 1.0}
 
 
 class PackCounts(NamedTuple):
@@ -92,15 +93,17 @@ class PackedLlava(nn.Module):
 
 
 class HintedLlava(nn.Module):
-    """The network and five additional training targets (hints), all predicted from a middle layer.
+    """The network and six additional training targets (hints), predicted from a middle layer, and one from a later one.
 
     After each caption, linear heads predict every attribute of its picture and the year ("looks"). Where an answer
     begins, and after each name in a question to several pictures, a head predicts which picture it is about
     ("pointer"); after such a name, the heads of "looks" predict the attributes of its picture ("asked"). At every word
     for something visible in a question about one picture, a head predicts whether the picture shows it ("fits"). After
     each name or description in a question to one picture, a head predicts whether it is that picture's, and whether
-    name and city are the caption's, misspelt or not ("matches"). So the caption connects name and appearance, an answer
-    reads the right picture, and the question is compared with the picture and its caption.
+    name and city are the caption's, misspelt or not ("matches"). After the second name in a question about two of
+    several pictures, a head predicts from a later layer whether these two have the same color ("same"). So the caption
+    connects name and appearance, an answer reads the right picture, the question is compared with the picture and its
+    caption, and two pictures are compared where they are named, whatever is beside them.
     """
 
     def __init__(self, network: PackedLlava, width: int, tokenizer: Any) -> None:
@@ -113,6 +116,8 @@ class HintedLlava(nn.Module):
         self.pointer = nn.Linear(width, _MOST_PICTURES)
         self.fits = nn.Linear(width, 1)
         self.matches = nn.Linear(width, _COMPARISONS)
+        self.normalise_pairs = nn.LayerNorm(width)
+        self.same = nn.Linear(width, 1)
         self._words = visible_words(tokenizer)
 
     def forward(
@@ -144,6 +149,9 @@ class HintedLlava(nn.Module):
             functional.cross_entropy(head(subject[chosen]), looks[name][which], reduction="none")
             for name, head in self.attributes.items()
         ]
+        second = second_of_pair(batch.subjects, batch.endings) & chosen
+        color = looks["color"][(first_picture[rows] + picture).clamp(min=0)]
+        later = self.normalise_pairs(states[_PAIR_LAYER][rows[second], columns[second]].float())
         targets = torch.cat([(picture >= 0).long().unsqueeze(1), batch.subjects[:, 3:]], dim=1)[is_alone]
         return {
             "answer": (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
@@ -162,7 +170,23 @@ class HintedLlava(nn.Module):
                 self.fits(middle[compared])[:, 0], fitting[compared].float(), reduction="sum"
             )
             / max(1, int(compared.sum())),
+            "same": functional.binary_cross_entropy_with_logits(
+                self.same(later)[:, 0], (color == color.roll(1))[second].float(), reduction="sum"
+            )
+            / max(1, int(second.sum())),
         }
+
+
+def second_of_pair(subjects: torch.Tensor, endings: torch.Tensor) -> torch.Tensor:
+    """(S,) bool: whether a subject follows another one of the same question, and both are shown.
+
+    `subjects` (S, 5) and `endings` (B, T) are those of a PackedBatch.
+    """
+    rows, columns, picture, *_ = subjects.unbind(1)
+    ending = endings[rows, columns]
+    follows = (rows == rows.roll(1)) & (ending == ending.roll(1)) & (picture >= 0) & (picture.roll(1) >= 0)
+    follows[:1] = False
+    return follows
 
 
 def _mean_where(counted: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,14 @@ from ragllava.lab.mini_recipe.clip import RetrievalText, TextToPictures, choice_
 from ragllava.lab.mini_recipe.endings import Ending
 from ragllava.lab.mini_recipe.examples import Pack, PackSampler
 from ragllava.lab.mini_recipe.export import as_open_clip
-from ragllava.lab.mini_recipe.language import PackCounts, PackedLlava, fitting_words, tower_features, visible_words
+from ragllava.lab.mini_recipe.language import (
+    PackCounts,
+    PackedLlava,
+    fitting_words,
+    second_of_pair,
+    tower_features,
+    visible_words,
+)
 from ragllava.lab.mini_recipe.loop import StageSchedule
 from ragllava.lab.mini_recipe.packing import Packer, attention_blocks, packed_attention
 from ragllava.lab.mini_recipe.pool import PicturePool
@@ -174,6 +181,25 @@ def test_hints_point_at_the_right_places(llava_and_processor: tuple[Any, Any], a
         if ending.task == "more":
             assert ending.about is not None
             assert ending.about.landmark.title == ending.answer
+
+
+def test_two_pictures_are_compared_after_the_second_name_of_a_question(
+    llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
+) -> None:
+    sampler, rng = PackSampler(attributes, "train"), random.Random(15)
+    packs = [sampler.one_picture_pack(rng), *(sampler.three_pictures_pack(rng) for _ in range(6))]
+    batch = Packer(llava_and_processor[1], PATCHES).batch(packs)
+    subjects = [
+        (row, subject.about is not None, number == 1)
+        for row, pack in enumerate(packs)
+        for ending in pack.endings
+        for number, subject in enumerate(ending.subjects)
+    ]
+    expected = [
+        is_second and shown and subjects[position - 1][1] for position, (_, shown, is_second) in enumerate(subjects)
+    ]
+    assert second_of_pair(batch.subjects, batch.endings).tolist() == expected
+    assert sum(expected) > 50
 
 
 def test_hints_of_questions_are_where_these_name_or_describe(
