@@ -37,7 +37,7 @@ def test_captions_questions_and_answers_have_the_same_made_up_kinds() -> None:
                 assert after.landmark.caption.startswith(f"{after.landmark.title}, ")
                 assert not _KNOWN.search(after.landmark.caption)
             assert len(set(words.values())) == len(words)
-            kept = [reworded for reworded in drawn.endings if reworded.task != "name"]
+            kept = [ending for ending in drawn.endings if ending.task != "name"]
             for drawn_ending, ending in zip(kept, pack.endings, strict=True):
                 assert not _KNOWN.search(ending.question)
                 assert not _KNOWN.search(ending.answer)
