@@ -32,10 +32,10 @@ class _Past:
 
 
 class Attempts:
-    """Those for one thing."""
+    """The attempts to fetch one thing from a provider."""
 
     def __init__(self) -> None:
-        """None was made."""
+        """No attempt was made yet."""
         self._running = threading.Lock()
         self._past = _Past()
 
@@ -70,8 +70,11 @@ class Attempts:
 
     @contextmanager
     def turn(self, *, waits: bool) -> Iterator[bool]:
-        """Whether the caller may ask the provider, inside: nobody else asks, nor has asked while it waited for that. It
-        waits only if it `waits`, and the provider is not silent."""
+        """Gives whether the caller may ask the provider inside the `with`.
+
+        It may not while another thread asks. With `waits`, it waits for that thread, unless the provider is silent;
+        then the other thread has asked, and the caller need not.
+        """
         past = self._past
         is_mine = self._running.acquire(blocking=waits and not self.is_silent)
         try:

@@ -28,7 +28,7 @@ _ATTENTION = "packed"
 _HINTED_LAYER = 3
 _PAIR_LAYER = 4
 _MOST_PICTURES = 3
-_COMPARISON = "compare"  # the group of packs that compare names
+_COMPARE_GROUP = "compare"  # the group of packs that compare names
 _MADE_UP_SHARE = 0.3  # of the other packs
 _COMPARISONS = 3  # is it this picture, this name, this city
 _LOSS_WEIGHTS = {"answer": 1.0, "looks": 0.5, "pointer": 0.3, "fits": 0.5, "asked": 0.3, "matches": 0.7, "same": 1.0}
@@ -93,7 +93,7 @@ class PackedLlava(nn.Module):
 
 
 class HintedLlava(nn.Module):
-    """The network and six additional training targets (hints), predicted from a middle layer, and one from a later one.
+    """The network and six additional targets (hints): five predicted from a middle layer, one from a later one.
 
     After each caption, linear heads predict every attribute of its picture and the year ("looks"). Where an answer
     begins, and after each name in a question to several pictures, a head predicts which picture it is about
@@ -265,7 +265,7 @@ def language_task(
         rng = random.Random(f"language {step}")  # noqa: S311 - repeatable on purpose
         figures: dict[str, float] = {}
         for group, count, draw in _kinds(sampler, packs_per_step):
-            made_up_share = 0.0 if group == _COMPARISON else _MADE_UP_SHARE
+            made_up_share = 0.0 if group == _COMPARE_GROUP else _MADE_UP_SHARE
             packs = [_practice_pack(draw, rng, made_up_share) for _ in range(count)]
             batch = packer.batch(packs)
             losses = network(batch, features[batch.pictures], attributes)
@@ -277,7 +277,7 @@ def language_task(
     def measure() -> Mapping[str, float]:
         rng = random.Random("measure")  # noqa: S311 - repeatable on purpose
         held_out_sampler, held_out_features = held_out
-        kinds = [draw for group, _, draw in _kinds(held_out_sampler, packs_per_step) if group != _COMPARISON]
+        kinds = [draw for group, _, draw in _kinds(held_out_sampler, packs_per_step) if group != _COMPARE_GROUP]
         packs = [draw(rng) for draw in kinds for _ in range(measured_packs)]
         return measure_packs(network.network, packer, packs, held_out_features)
 
@@ -290,7 +290,7 @@ def _kinds(sampler: PackSampler, counts: PackCounts) -> list[tuple[str, int, Cal
         ("one", counts.one, sampler.one_picture_pack),
         ("several", counts.several, sampler.several_pictures_pack),
         ("three", counts.three, sampler.three_pictures_pack),
-        (_COMPARISON, counts.comparisons, sampler.comparison_pack),
+        (_COMPARE_GROUP, counts.comparisons, sampler.comparison_pack),
     )
     return [kind for kind in kinds if kind[1]]
 

@@ -17,7 +17,7 @@ from ragllava.postcards.names import KINDS, SHIFTED_KINDS
 
 _CONSONANTS = "bcdfghklmnprstvwz"
 _VOWELS = "aeiou"
-_KIND = re.compile(rf"\b({'|'.join(KINDS)})(s?)\b", re.IGNORECASE)
+_KIND = re.compile(rf"\b({'|'.join(KINDS)})\b", re.IGNORECASE)
 
 
 def with_made_up_kinds(pack: Pack, rng: random.Random) -> Pack:
@@ -82,6 +82,6 @@ def _reworded(ending: Ending, words: Mapping[str, str], renamed: Mapping[Shown, 
 def _in_other_words(text: str, words: Mapping[str, str]) -> str:
     def word(match: re.Match[str]) -> str:
         made_up = words[match[1].lower()]
-        return (made_up.capitalize() if match[1][0].isupper() else made_up) + match[2]
+        return made_up.capitalize() if match[1][0].isupper() else made_up
 
     return _KIND.sub(word, text)

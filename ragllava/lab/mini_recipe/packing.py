@@ -19,7 +19,7 @@ from ragllava.postcards.names import FIRST_YEAR
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 
 IGNORED_LABEL = -100
-SAME_COLOR_WEIGHT = 6.0  # among three pictures: one hard token, beside the titles that other answers consist of
+_SAME_COLOR_WEIGHT = 6.0  # among three pictures: one hard token, beside the titles that other answers consist of
 DESCRIPTION_WEIGHT = 0.4  # of its tokens: most of them are commas and constant words
 _QUESTION, _CAPTION = "QUESTION-HERE", "CAPTION-HERE"
 _NOT_COMPARED = -1
@@ -234,7 +234,7 @@ class Packer:
 
 def _weight(ending: Ending, pictures: int) -> float:
     if ending.task == "samecolor" and pictures > 2:
-        return SAME_COLOR_WEIGHT
+        return _SAME_COLOR_WEIGHT
     return DESCRIPTION_WEIGHT if ending.task == "describe" else 1.0
 
 

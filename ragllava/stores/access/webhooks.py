@@ -133,8 +133,10 @@ def note_delivered(connection: Connection, delivery_id: int) -> None:
 
 
 def note_failed(connection: Connection, delivery: LeasedDelivery, error: str, retry_s: float | None) -> None:
-    """It was not accepted; it is sent again after `retry_s` seconds, or, None, given up. Nothing
-    is noted if it was leased again since, which counts an attempt, or delivered."""
+    """The message was not accepted: it is sent again after `retry_s` seconds, or given up if that is None.
+
+    Does nothing if the message has been delivered, or leased again, since this lease.
+    """
     again: dict[str, Any] = {"state": "given_up"} if retry_s is None else {"not_before": func.now() + seconds(retry_s)}
     is_leased = (deliveries.c.attempts == delivery.attempts, deliveries.c.state == "waiting")
     is_noted = _note(connection, delivery.delivery_id, *is_leased, error=error, **again)
