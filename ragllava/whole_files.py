@@ -52,6 +52,19 @@ def write_first(path: Path, content: bytes | str) -> bool:
         part.unlink(missing_ok=True)
 
 
+def link_whole(path: Path, target: Path) -> None:
+    """Make `path` a symbolic link to `target`, in place of a link that was there. Several writers may do so at once.
+
+    Raises OSError.
+    """
+    part = _part_of(path)
+    part.symlink_to(target)
+    try:
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _named_first(part: Path, path: Path) -> bool:
     try:
         path.hardlink_to(part)  # fails where the name is taken, which a rename does not

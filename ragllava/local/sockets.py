@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from ragllava.errors import SettingsError
+from ragllava.whole_files import link_whole
 
 _MOST_BYTES = 107
 _ADVICE = "set RAGLLAVA_HOME to a folder with a shorter path and without a comma"
@@ -56,7 +57,4 @@ def _make_link(link: Path, root: Path) -> None:
         raise PermissionError(f"others can write to {link.parent}")
     if link.is_symlink() and link.readlink() == root:
         return
-    part = link.with_name(f"{link.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
-    part.symlink_to(root)
-    part.replace(link)
+    link_whole(link, root)  # each service of the home does so in a thread of its own

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,14 +57,14 @@ def fetch_adapter(objects: ObjectStore, adapter_sha256: str, cache_folder: Path)
     """The local folder of a published adapter: `<cache_folder>/adapters/<adapter_sha256>`.
 
     Every file is checked against its hash when it is fetched, and again whenever it has changed since; a damaged
-    copy is fetched again. Safe to call from several processes at once. Raises ModelUnavailable when the adapter is
-    not complete in the store, ServiceUnavailable.
+    copy is fetched again. Safe to call from several threads and processes at once. Raises ModelUnavailable when the
+    adapter is not complete in the store, ServiceUnavailable.
     """
     folder = cache_folder / "adapters" / adapter_sha256
     if _is_complete(folder, adapter_sha256, cache_folder):
         return folder
-    temporary = folder.with_name(f"{adapter_sha256}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    # no process number: threads share one, and containers with one cache may have equal ones
+    temporary = folder.with_name(f"{adapter_sha256}.{secrets.token_hex(4)}")
     temporary.mkdir(parents=True)
     try:
         _download(objects, adapter_sha256, temporary)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -40,6 +42,27 @@ def test_a_long_path_leads_through_a_link_that_follows_the_home(
     link.unlink()
     link.symlink_to("/elsewhere")
     assert short_path(root, root / "data" / "redis.sock").parent.resolve() == root / "data"
+
+
+def test_services_that_start_at_once_make_one_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of one process start them. Each has looked for the link before any of them makes it."""
+    monkeypatch.setattr("ragllava.local.sockets._links_folder", lambda: tmp_path / "links")
+    monkeypatch.setattr("ragllava.local.sockets._MOST_BYTES", len(str(tmp_path)) + 60)
+    root = tmp_path / ("long-" * 20)
+    (root / "data").mkdir(parents=True)
+    looked, linked = Barrier(3), Barrier(3)
+    make = Path.symlink_to
+
+    def symlink_to(path: Path, target: Path) -> None:
+        looked.wait(30)
+        make(path, target)
+        linked.wait(30)
+
+    monkeypatch.setattr(Path, "symlink_to", symlink_to)
+    with ThreadPoolExecutor(3) as pool:
+        paths = [pool.submit(short_path, root, root / "data" / "redis.sock") for _ in range(3)]
+        assert {path.result().parent.resolve() for path in paths} == {root / "data"}
+    assert len(list((tmp_path / "links").iterdir())) == 1
 
 
 def test_a_folder_of_links_that_others_can_change_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
