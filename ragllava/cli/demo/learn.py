@@ -158,18 +158,32 @@ class LearningDemo:
             )
 
     def reset(self) -> None:
-        """Cancel the open jobs of an earlier demo, and replace its champions by their base models."""
+        """Cancel the open jobs of an earlier demo, and replace champions that a demo trained by the base model."""
         names = {self._run_of("in_domain").name, self._run_of("shifted").name}
         for job in self.client.jobs.list(only_open=True):
             if job.archive in names:
                 self.client.jobs.cancel(job.job_id)
                 self.client.jobs.wait(job.job_id)
                 self._print(f"cancelled job {job.job_id}, which an interrupted demo left")
-        for view in self.client.models.list():
-            version = view.version
-            if view.state == "champion" and names & set((version.training or {}).get("archives", ())):
-                self.client.models.promote(version.base_name, version.role, "demo --learn begins with the base")
-                self._print(f"the {version.role} begins with the base again, not with {version.name}")
+        for role in Role:
+            self._begin_with_base(role)
+
+    def _begin_with_base(self, role: Role) -> None:
+        views = self.client.models.list(role)
+        champion = next((view.version for view in views if view.state == "champion"), None)
+        if champion is None or champion.adapter_sha256 is None:
+            return
+        archives = (champion.training or {}).get("archives", ())  # first the one that it was trained for
+        if archives and Demo.is_learning_archive(archives[0]):
+            # the newest base: that of the champion may be of an earlier release, which no worker has
+            base = next(view.version for view in views if view.version.adapter_sha256 is None)
+            self.client.models.promote(base.name, role, "demo --learn begins with the base")
+            self._print(f"the {role} begins with the base again, not with {champion.name}")
+        else:
+            self._print(
+                f"the {role} begins with {champion.name}, which was trained before; the figures show what is learned "
+                f"beyond it"
+            )
 
     def first_answers(self, domain: Domain) -> AnsweredArchive:
         """Draw an archive, ingest it, and answer all its questions."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ragllava.cli.console import base_url, job_path
 from ragllava.cli.options import as_answer_options, make_table, package_versions
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ragllava.settings import Settings
 
 Domain = Literal["in_domain", "shifted"]
+_LEARNING_ARCHIVE = re.compile(rf"({'|'.join(get_args(Domain))})-postcards-\d+-\d+-\d+", re.ASCII)
 EXAMPLES = 12
 COMPARED = 50  # questions that are asked a second time by pictures alone
 
@@ -54,6 +56,11 @@ class Demo:
         """The archive's name; a demo of another size or seed has an archive of its own."""
         name = f"postcards-{self.seed}-{self.images}-{self.questions}"
         return f"{self.domain}-{name}" if self.domain else name
+
+    @staticmethod
+    def is_learning_archive(name: str) -> bool:
+        """Whether an archive has a name that `demo --learn` gives, with any seed and size."""
+        return _LEARNING_ARCHIVE.fullmatch(name) is not None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
