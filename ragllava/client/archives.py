@@ -365,6 +365,8 @@ def _cautions(connection: Connection, name: str) -> list[str]:
     cautions = []
     for job_id in open_ingests(connection, archive.archive_id):
         progress = views.view(connection, job_id).progress
+        if progress.total and progress.done >= progress.total:
+            continue  # all of its pictures are there; what is left is to note its end
         cautions.append(
             f"job {job_id} still adds pictures to {name} ({progress.done} of {progress.total} files are done), and "
             "answers miss those that are not there yet; `ragllava submit` waits for them with --after-ingest"

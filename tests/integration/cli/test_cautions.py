@@ -14,7 +14,7 @@ from ragllava.models import familiarity
 from ragllava.models.familiarity import FAR, mini_familiar
 from ragllava.postcards.archive import draw_archive
 from ragllava.stores.archives import vectors
-from ragllava.stores.schema import workers
+from ragllava.stores.schema import jobs, workers
 from tests.integration.conftest import Postcards
 from tests.support.clip_art import write_clip_art
 from tests.support.run_command import Run
@@ -150,6 +150,16 @@ def test_an_unfinished_ingest_is_named_at_submit_and_in_each_line(
         workshop.run()
         [afterwards] = workshop.ask(["What color is it?"])
         assert "still adding" not in (afterwards.note or "")
+
+
+def test_an_ingest_whose_pictures_are_all_there_needs_no_warning(
+    workshop: Workshop, postcards: Postcards, run: Run, tmp_path: Path
+) -> None:
+    """Its end is noted a moment after its last picture was stored."""
+    job_id = workshop.ingest(postcards.written.pictures).job_id
+    with workshop.engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(state="running", finished_at=None))
+    assert run("submit", questions(tmp_path), "--archive", ARCHIVE)[2] == ""
 
 
 def test_after_ingest_waits_before_it_submits(
