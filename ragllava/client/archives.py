@@ -366,7 +366,7 @@ def _cautions(connection: Connection, name: str) -> list[str]:
     for job_id in open_ingests(connection, archive.archive_id):
         progress = views.view(connection, job_id).progress
         if progress.total and progress.done >= progress.total:
-            continue  # all of its pictures are there; what is left is to note its end
+            continue  # the pictures are there; workers note it in answers until the job has ended
         cautions.append(
             f"job {job_id} still adds pictures to {name} ({progress.done} of {progress.total} files are done), and "
             "answers miss those that are not there yet; `ragllava submit` waits for them with --after-ingest"

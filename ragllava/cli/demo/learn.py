@@ -173,16 +173,16 @@ class LearningDemo:
         champion = next((view.version for view in views if view.state == "champion"), None)
         if champion is None or champion.adapter_sha256 is None:
             return
-        archives = (champion.training or {}).get("archives", ())  # first the one that it was trained for
-        if archives and Demo.is_learning_archive(archives[0]):
-            # the newest base: that of the champion may be of an earlier release, which no worker has
+        archive = next(iter((champion.training or {}).get("archives", ())), "")  # that it was trained for
+        if Demo.is_learning_archive(archive):
+            # the base registered last: that of the champion may be of an earlier release, which no worker has
             base = next(view.version for view in views if view.version.adapter_sha256 is None)
             self.client.models.promote(base.name, role, "demo --learn begins with the base")
             self._print(f"the {role} begins with the base again, not with {champion.name}")
         else:
             self._print(
-                f"the {role} begins with {champion.name}, which was trained before; the figures show what is learned "
-                f"beyond it"
+                f"the {role} begins with {champion.name}, which was trained for {archive or 'no archive'}; the figures "
+                "show what is learned beyond it"
             )
 
     def first_answers(self, domain: Domain) -> AnsweredArchive:

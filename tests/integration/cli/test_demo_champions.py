@@ -65,5 +65,6 @@ def test_what_was_trained_for_an_archive_of_the_user_stays_and_is_said(settings:
     champion, printed = begin(settings, engine, ["holidays", "shifted-postcards-1-400-800"])
     assert champion == TRAINED
     assert printed == (
-        f"the reranker begins with {TRAINED}, which was trained before; the figures show what is learned beyond it\n"
+        f"the reranker begins with {TRAINED}, which was trained for holidays; the figures show what is learned beyond "
+        "it\n"
     )

@@ -117,7 +117,7 @@ def test_many_may_fetch_at_once(objects: ObjectStore, folder: Path, cache: Path)
     begin = Barrier(4)
 
     def fetch() -> Path:
-        begin.wait()
+        begin.wait(30)
         return fetch_adapter(objects, name, cache)
 
     with ThreadPoolExecutor(4) as pool:

@@ -13,7 +13,7 @@ from ragllava.postcards.archive import KnownQuestion, PostcardArchive, draw_arch
 from ragllava.settings import Settings
 
 SEED, IMAGES, QUESTIONS = 7, 60, 150
-SETTLED = 0.85  # the weights before had 0.57 to 0.60
+SETTLED = 0.85  # the former weights had 0.57 to 0.60
 
 
 @pytest.fixture(scope="module")
